@@ -1,0 +1,1 @@
+//! Conversions of `fusefs.raft.v1`.
