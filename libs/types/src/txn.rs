@@ -23,13 +23,25 @@ pub struct TxnId {
 pub enum Part {
     /// The volume topology lock, kept by the owner of the root: only for directory moves that change the parent.
     Topology,
+    /// Name `name` in `parent`, which names `child`, goes. The coordinator's own part of unlink and rename; it travels
+    /// only after a split has moved the source directory away from the coordinator's group.
+    Remove {
+        /// Source directory; locked shared.
+        parent: Ino,
+        /// Name; locked exclusively.
+        name: Name,
+        /// Inode that loses the name.
+        child: Ino,
+        /// Its type.
+        kind: FileKind,
+    },
     /// Name `name` in `parent` will name `child`; replaces what is there if `replace`.
     Insert {
         /// Target directory; locked shared (rmdir locks it exclusively).
         parent: Ino,
         /// Name; locked exclusively.
         name: Name,
-        /// Inode that gets the name.
+        /// Inode that gets the name; `Ino(0)` in the prepare of a spilled mkdir, whose commit carries the number.
         child: Ino,
         /// Its type.
         kind: FileKind,
@@ -82,7 +94,7 @@ impl Part {
     pub fn route(&self) -> RangeKey {
         match self {
             Part::Topology => Ino::ROOT.into(),
-            Part::Insert { parent, .. } => (*parent).into(),
+            Part::Remove { parent, .. } | Part::Insert { parent, .. } => (*parent).into(),
             Part::MakeDirectory { near, .. } => *near,
             Part::AddLink { ino } | Part::DropLink { ino } | Part::RemoveDirectory { ino } | Part::Moved { ino, .. } => {
                 (*ino).into()
@@ -91,9 +103,12 @@ impl Part {
     }
 }
 
-/// What a participant answers to prepare and finish.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a participant answers to prepare, execute and finish.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct PartReply {
+    /// The effect is durable here. False in the answer to prepare, and to an execute that could only be prepared
+    /// (the replaced inode lives elsewhere): then commit or abort must follow.
+    pub done: bool,
     /// Existing entry under the name (Insert), if any.
     pub existing: Option<(Ino, FileKind)>,
     /// Inode concerned: made, linked, dropped, moved; attributes now (prepare) or afterwards (finish).
@@ -119,8 +134,12 @@ pub struct TxnMessage {
 /// Step of a [`TxnMessage`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TxnStep {
-    /// Check, lock, remember. Answer: PartReply or the error that aborts.
+    /// Check, lock, remember. Answer: PartReply or the error that aborts. Errors are remembered, too: a late duplicate
+    /// gets the same answer.
     Prepare(Part),
+    /// Prepare and commit in one: sent to the only remote participant when everything else is prepared, so that its
+    /// answer is the decision of the transaction.
+    Execute(Part),
     /// Do it and unlock. Carries the part again, so that the message is self-contained for routing.
     Commit(Part),
     /// Unlock. Also sent for parts whose prepare never arrived: then it only leaves a tombstone.
@@ -131,7 +150,7 @@ impl TxnMessage {
     /// Key whose owner executes the step.
     pub fn route(&self) -> RangeKey {
         match &self.step {
-            TxnStep::Prepare(p) | TxnStep::Commit(p) => p.route(),
+            TxnStep::Prepare(p) | TxnStep::Execute(p) | TxnStep::Commit(p) => p.route(),
             TxnStep::Abort(key) => *key,
         }
     }
@@ -156,7 +175,9 @@ pub enum Internal {
         /// Lowest token still accepted.
         token: Token,
     },
-    /// Ends the session: replies, pins and locks go, its orphans become free, later mutations are Stale.
+    /// Ends the session: replies and pins go, its orphans become free, later mutations are Stale. Its undecided
+    /// transactions are aborted; the answer is Conflict (send it again) until none of its transactions is left, so that
+    /// an OK means: nothing of this session changes this volume through this coordinator any more.
     EndSession {
         /// Session.
         session: SessionId,
@@ -172,7 +193,7 @@ pub enum Internal {
         /// Partition choice of the leader for a spilled directory: recorded, so a retry keeps it.
         spill_to: Option<RangeKey>,
     },
-    /// Coordinator: a participant answered prepare of part `part`.
+    /// Coordinator: a participant answered prepare or execute of part `part`.
     TxnPrepared {
         /// Transaction.
         txn: TxnId,
@@ -188,7 +209,7 @@ pub enum Internal {
         /// The move would make a cycle.
         cycle: bool,
     },
-    /// Coordinator: a participant finished part `part`.
+    /// Coordinator: a participant finished (commit or abort) part `part`.
     TxnFinished {
         /// Transaction.
         txn: TxnId,
@@ -199,14 +220,15 @@ pub enum Internal {
     },
     /// Participant: a step of somebody's transaction.
     Txn(TxnMessage),
-    /// Sessions that hold an orphan open.
+    /// A session answered which orphans it holds open (the leader may answer for a session that it knows not to hold
+    /// any). The last answer counts: the last close of a held orphan moves it from `held` to `released`.
     Pin {
-        /// Orphan.
-        ino: Ino,
-        /// Holder.
+        /// Who answered.
         session: SessionId,
-        /// Holds (true) or does not (false = answered "not open").
-        holds: bool,
+        /// Open there: pinned until released or the session ends.
+        held: Vec<Ino>,
+        /// Not open there (any more).
+        released: Vec<Ino>,
     },
     /// Leader's background work: free orphans that nobody pins, all asked sessions having answered or ended.
     FreeOrphans {
@@ -229,6 +251,13 @@ pub enum Internal {
         range: KeyRange,
         /// Map generation that contains it.
         generation: u64,
+    },
+    /// Space credit that the master has lent to this partition, in total (PROTOCOL 35); `u64::MAX` = unlimited.
+    Credit {
+        /// Bytes of extents.
+        bytes: u64,
+        /// Inodes.
+        inodes: u64,
     },
     /// Raises the group's feature level.
     SetLevel {
