@@ -363,6 +363,8 @@ pub enum MasterCall {
     SessionsOf(PartitionId),
     /// All sessions of a volume.
     ListSessions(VolumeId),
+    /// Store of a volume with its secrets, for metanodes (holders of the cluster token). Answer: StoreAccess.
+    StoreAccess(VolumeId),
 }
 
 /// Answer to a [`MasterCall`].
@@ -392,6 +394,8 @@ pub enum MasterReply {
     Attached(Token),
     /// SessionsOf, ListSessions.
     Sessions(Vec<SessionStatus>),
+    /// StoreAccess.
+    StoreAccess(StoreRecord, StoreCredentials),
 }
 
 /// A refused master call: errno-shaped code and a sentence that says what to do.

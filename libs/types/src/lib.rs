@@ -4,6 +4,7 @@
 //! protobuf; the rules in `docs/design/0001-boundaries.md` say what may depend on what.
 
 pub mod attr;
+pub mod auth;
 pub mod cluster;
 pub mod env;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod key;
 pub mod limits;
 pub mod name;
 pub mod ops;
+pub mod stream;
 pub mod txn;
 
 pub use attr::{Attr, FileKind, Mode, Time};
