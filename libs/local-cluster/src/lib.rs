@@ -1,1 +1,8 @@
-//! placeholder
+//! A whole cluster on this machine: every role in this process ([`inproc`]) or as child processes ([`process`]) that can
+//! be killed, paused and restarted. Used by `fusefs dev`, tests and benches.
+
+pub mod dir;
+pub mod process;
+
+pub use dir::{ClusterDir, Shape};
+pub use process::{Child, ProcessCluster};
