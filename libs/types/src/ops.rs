@@ -589,3 +589,21 @@ impl From<FsError> for Refusal {
         Refusal { error, leader: None, map_generation: 0, backoff_ms: 0 }
     }
 }
+
+/// What every reply carries beside its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ReplyHead {
+    /// Highest stamp of the server.
+    pub hlc: Hlc,
+    /// Generation of the newest partition map of the volume that the server knows, 0 = none.
+    pub map_generation: u64,
+}
+
+/// A reply of a metanode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply<T> {
+    /// Clock and map.
+    pub head: ReplyHead,
+    /// Answer or refusal.
+    pub result: Result<T, Refusal>,
+}

@@ -1,8 +1,12 @@
-//! Conversions between messages and `fusefs-types`, both ways. `to_wire` never fails; `from_wire` checks bounds and
-//! answers [`fusefs_types::FsError::Invalid`] (or the POSIX errno of the limit) for what no correct sender writes.
+//! Conversions between messages and `fusefs-types`, both ways. `x(&X) -> pb::X` never fails; `from_x(pb::X)` checks
+//! bounds and answers [`fusefs_types::FsError::Invalid`], the POSIX errno of the limit, or
+//! [`fusefs_types::FsError::UpgradeNeeded`] for a oneof member that this binary does not know.
 
 pub mod common;
+pub mod data;
 pub mod master;
+pub mod node;
 pub mod ops;
 pub mod raft;
+pub mod stream;
 pub mod txn;
