@@ -7,7 +7,13 @@ use std::path::PathBuf;
 ///
 /// First steps:  `fusefs dev ~/fusefs` runs and mounts a complete system on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "fusefs", version, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "fusefs",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     /// What to log: error, warn, info, debug, or a filter such as `fusefs_metanode=debug`.
     #[arg(long, global = true, env = "FUSEFS_LOG", default_value = "warn", value_name = "FILTER")]

@@ -12,7 +12,9 @@ fn main() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("tidy") => tidy(),
         Some("ratchet") => sizes::rewrite_ratchet(&root()),
-        _ => bail!("usage: xtask tidy      check sizes, dependency edges, purity and op coverage\n       xtask ratchet   rewrite xtask/ratchet.toml from the tree (only ever to lower numbers)"),
+        _ => bail!(
+            "usage: xtask tidy      check sizes, dependency edges, purity and op coverage\n       xtask ratchet   rewrite xtask/ratchet.toml from the tree (only ever to lower numbers)"
+        ),
     }
 }
 

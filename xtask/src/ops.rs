@@ -10,7 +10,9 @@ fn variants(text: &str, name: &str) -> Result<Vec<String>> {
         .items
         .iter()
         .filter_map(|i| match i {
-            syn::Item::Enum(e) if e.ident == name => Some(e.variants.iter().map(|v| v.ident.to_string()).collect::<Vec<_>>()),
+            syn::Item::Enum(e) if e.ident == name => {
+                Some(e.variants.iter().map(|v| v.ident.to_string()).collect::<Vec<_>>())
+            }
             _ => None,
         })
         .flatten()

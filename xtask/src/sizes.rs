@@ -71,7 +71,9 @@ fn code_lines(text: &str, ast: &syn::File) -> usize {
 }
 
 fn is_test_path(path: &str) -> bool {
-    path.split('/').any(|p| matches!(p, "tests" | "benches" | "examples" | "fuzz")) || path.ends_with("tests.rs") || path.ends_with("_test.rs")
+    path.split('/').any(|p| matches!(p, "tests" | "benches" | "examples" | "fuzz"))
+        || path.ends_with("tests.rs")
+        || path.ends_with("_test.rs")
 }
 
 fn measure(root: &Path) -> Result<Oversize> {

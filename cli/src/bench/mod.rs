@@ -84,9 +84,18 @@ fn measure(args: &BenchArgs, targets: &[Target]) -> Result<Vec<Cell>> {
     }
     for row in rows::BULK.iter().filter(|r| r.contains(args.only.as_str())) {
         for t in targets {
-            let (rate, unit) = rows::bulk(row, &t.dir, args).with_context(|| format!("row {row}, {} ({})", t.title, t.dir.display()))?;
+            let (rate, unit) = rows::bulk(row, &t.dir, args)
+                .with_context(|| format!("row {row}, {} ({})", t.title, t.dir.display()))?;
             eprintln!("  {row} {}: {rate:.0} {unit}", t.title);
-            cells.push(Cell { row: (*row).into(), threads: 1, target: t.title.clone(), unit, rate, p50_us: 0.0, p99_us: 0.0 });
+            cells.push(Cell {
+                row: (*row).into(),
+                threads: 1,
+                target: t.title.clone(),
+                unit,
+                rate,
+                p50_us: 0.0,
+                p99_us: 0.0,
+            });
         }
     }
     Ok(cells)

@@ -15,14 +15,31 @@ use std::{
 
 /// Metadata rows, in running order.
 pub const METADATA: &[&str] = &[
-    "mkdir", "create", "stat", "readdir+stat", "open+close", "chmod", "rename", "unlink", "1 KiB write+close",
-    "1 KiB open+read+close", "1 KiB overwrite", "unlink 1 KiB file", "rmdir",
+    "mkdir",
+    "create",
+    "stat",
+    "readdir+stat",
+    "open+close",
+    "chmod",
+    "rename",
+    "unlink",
+    "1 KiB write+close",
+    "1 KiB open+read+close",
+    "1 KiB overwrite",
+    "unlink 1 KiB file",
+    "rmdir",
 ];
 
 /// Rows about data and trees.
 pub const BULK: &[&str] = &[
-    "write big + fsync", "read 1 MiB cold", "read 1 MiB warm", "read 4 KiB random cold", "read 4 KiB random warm", "untar",
-    "find -printf %s cold", "rm -rf",
+    "write big + fsync",
+    "read 1 MiB cold",
+    "read 1 MiB warm",
+    "read 4 KiB random cold",
+    "read 4 KiB random warm",
+    "untar",
+    "find -printf %s cold",
+    "rm -rf",
 ];
 
 const KIB: usize = 1024;
@@ -57,7 +74,12 @@ fn one_thread(row: &str, dir: &Path, n: usize) -> Result<Vec<std::time::Duration
     let block = vec![0x5a_u8; KIB];
     let mut each = Vec::with_capacity(n);
     for i in 0..n {
-        let (d, f, g, k) = (dir.join(format!("dir{i}")), dir.join(format!("f{i}")), dir.join(format!("g{i}")), dir.join(format!("k{i}")));
+        let (d, f, g, k) = (
+            dir.join(format!("dir{i}")),
+            dir.join(format!("f{i}")),
+            dir.join(format!("g{i}")),
+            dir.join(format!("k{i}")),
+        );
         let start = Instant::now();
         match row {
             "mkdir" => fs::create_dir(&d)?,
@@ -123,7 +145,11 @@ pub fn bulk(row: &str, dir: &Path, args: &BenchArgs) -> Result<(f64, &'static st
             ensure!(dir.join("tree").is_dir(), "the untar row must run first");
             drop_caches();
             let start = Instant::now();
-            let out = Command::new("find").arg(dir.join("tree")).args(["-printf", "%s\\n"]).output().context("running find")?;
+            let out = Command::new("find")
+                .arg(dir.join("tree"))
+                .args(["-printf", "%s\\n"])
+                .output()
+                .context("running find")?;
             let lines = out.stdout.iter().filter(|b| **b == b'\n').count();
             return Ok((lines as f64 / start.elapsed().as_secs_f64(), "files/s"));
         }
@@ -207,7 +233,14 @@ fn untar(dir: &Path, files: usize) -> Result<(f64, &'static str)> {
         fs::write(d.join(format!("file{i}.c")), vec![b'a' + (i % 26) as u8; len])?;
     }
     let tar = |args: &[&str], at: &Path| -> Result<()> {
-        let status = Command::new("tar").args(args).arg(&archive).arg("-C").arg(at).args(if args[0] == "-cf" { &["tree"][..] } else { &[] }).stdout(Stdio::null()).status();
+        let status = Command::new("tar")
+            .args(args)
+            .arg(&archive)
+            .arg("-C")
+            .arg(at)
+            .args(if args[0] == "-cf" { &["tree"][..] } else { &[] })
+            .stdout(Stdio::null())
+            .status();
         ensure!(status.context("running tar")?.success(), "tar failed");
         Ok(())
     };

@@ -48,19 +48,35 @@ impl ClusterDir {
         let lock = lock(&root)?;
         let path = root.join("cluster.json");
         let record = if path.exists() {
-            let record: Record = serde_json::from_slice(&fs::read(&path)?).with_context(|| format!("reading {}", path.display()))?;
-            ensure!(record.version == VERSION, "{} was written by another version of fusefs (format {}); this one reads {VERSION}", root.display(), record.version);
+            let record: Record =
+                serde_json::from_slice(&fs::read(&path)?).with_context(|| format!("reading {}", path.display()))?;
+            ensure!(
+                record.version == VERSION,
+                "{} was written by another version of fusefs (format {}); this one reads {VERSION}",
+                root.display(),
+                record.version
+            );
             let (have, want) = (record.shape, shape);
             ensure!(
                 have == want,
                 "{} was made for {} master(s) and {} metanode(s), not {} and {}: start it with --masters {} --metanodes {}, or choose another --data-dir",
-                root.display(), have.masters, have.metanodes, want.masters, want.metanodes, have.masters, have.metanodes
+                root.display(),
+                have.masters,
+                have.metanodes,
+                want.masters,
+                want.metanodes,
+                have.masters,
+                have.metanodes
             );
             record
         } else {
             let foreign = fs::read_dir(&root)?.flatten().find(|e| e.file_name() != "lock");
             if let Some(e) = foreign {
-                bail!("{} is not empty and not a fusefs data directory (it holds {:?}); choose another --data-dir", root.display(), e.file_name());
+                bail!(
+                    "{} is not empty and not a fusefs data directory (it holds {:?}); choose another --data-dir",
+                    root.display(),
+                    e.file_name()
+                );
             }
             create(&root, shape)?
         };
@@ -104,12 +120,17 @@ impl ClusterDir {
 fn lock(root: &Path) -> Result<nix::fcntl::Flock<File>> {
     let path = root.join("lock");
     let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
-        .map_err(|_| anyhow::anyhow!("{} is in use by another fusefs; stop that one or choose another --data-dir", root.display()))
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|_| {
+        anyhow::anyhow!("{} is in use by another fusefs; stop that one or choose another --data-dir", root.display())
+    })
 }
 
 fn create(root: &Path, shape: Shape) -> Result<Record> {
-    ensure!(shape.masters % 2 == 1, "{} masters: use an odd number (1 or 3), an even one survives no more failures", shape.masters);
+    ensure!(
+        shape.masters % 2 == 1,
+        "{} masters: use an odd number (1 or 3), an even one survives no more failures",
+        shape.masters
+    );
     let mut ports = free_ports(shape.masters + shape.metanodes)?;
     let metanode_ports = ports.split_off(shape.masters);
     let record = Record { version: VERSION, shape, master_ports: ports, metanode_ports };

@@ -33,7 +33,15 @@ impl Child {
     /// Describes a child; `addr` is where it serves `/healthz`, if it does.
     pub fn new(name: &str, program: &Path, args: Vec<String>, addr: Option<&str>, log: &Path) -> Result<Child> {
         let addr = addr.map(|a| a.parse().with_context(|| format!("address {a}"))).transpose()?;
-        Ok(Child { name: name.into(), program: program.into(), args, env: Vec::new(), addr, log: log.into(), child: None })
+        Ok(Child {
+            name: name.into(),
+            program: program.into(),
+            args,
+            env: Vec::new(),
+            addr,
+            log: log.into(),
+            child: None,
+        })
     }
     /// Adds an environment variable for the next start.
     pub fn env(mut self, key: &str, value: &str) -> Child {
@@ -77,10 +85,20 @@ impl Child {
         let start = std::time::Instant::now();
         while !ready() {
             if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
-                bail!("{} ended at start ({status}); its log {} ends with:\n{}", self.name, self.log.display(), self.log_tail());
+                bail!(
+                    "{} ended at start ({status}); its log {} ends with:\n{}",
+                    self.name,
+                    self.log.display(),
+                    self.log_tail()
+                );
             }
             if start.elapsed() > START_TIMEOUT {
-                bail!("{} is not ready after {START_TIMEOUT:?}; its log {} ends with:\n{}", self.name, self.log.display(), self.log_tail());
+                bail!(
+                    "{} is not ready after {START_TIMEOUT:?}; its log {} ends with:\n{}",
+                    self.name,
+                    self.log.display(),
+                    self.log_tail()
+                );
             }
             std::thread::sleep(POLL);
         }
@@ -153,7 +171,18 @@ impl ProcessCluster {
         let (masters, nodes) = (dir.master_addrs(), dir.metanode_addrs());
         let token = dir.token_file().display().to_string();
         let common = |role: &str, addr: &str, data: PathBuf| -> Vec<String> {
-            [role, "--listen", addr, "--data-dir", &data.display().to_string(), "--token-file", &token, "--exit-with-parent"].map(String::from).to_vec()
+            [
+                role,
+                "--listen",
+                addr,
+                "--data-dir",
+                &data.display().to_string(),
+                "--token-file",
+                &token,
+                "--exit-with-parent",
+            ]
+            .map(String::from)
+            .to_vec()
         };
         let make = |role: &str, i: usize, addr: &str, data: PathBuf, peers: [String; 2]| -> Result<Child> {
             let mut args = common(role, addr, data);
