@@ -1,0 +1,74 @@
+//! Orphans and pins (owned by `crate::gc`): inodes without a name that somebody may hold open (PROTOCOL 22).
+
+use super::Record;
+use crate::codec::{Get, Put};
+use fusefs_types::{FsResult, Hlc, Ino, SessionId};
+
+const VERSION: u8 = 1;
+
+/// Key = inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Orphan {
+    /// When its last name went.
+    pub since: Hlc,
+}
+
+impl Record for Orphan {
+    const TREE: u8 = 11;
+    type Key = Ino;
+    fn encode_key(key: &Ino, out: &mut Vec<u8>) {
+        out.key64(key.0);
+    }
+    fn decode_key(bytes: &[u8]) -> FsResult<Ino> {
+        let mut g = Get(bytes);
+        let ino = Ino(g.key64()?);
+        g.end().map(|()| ino)
+    }
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.u8(VERSION).u64(self.since.0);
+    }
+    fn decode(bytes: &[u8]) -> FsResult<Orphan> {
+        let mut g = Get(bytes);
+        g.version(VERSION)?;
+        let since = Hlc(g.u64()?);
+        g.end().map(|()| Orphan { since })
+    }
+}
+
+/// Answer of one session about one orphan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PinKey {
+    /// Orphan.
+    pub ino: Ino,
+    /// Session.
+    pub session: SessionId,
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pin {
+    /// Open there.
+    pub held: bool,
+}
+
+impl Record for Pin {
+    const TREE: u8 = 12;
+    type Key = PinKey;
+    fn encode_key(key: &PinKey, out: &mut Vec<u8>) {
+        out.key64(key.ino.0).key128(key.session.0);
+    }
+    fn decode_key(bytes: &[u8]) -> FsResult<PinKey> {
+        let mut g = Get(bytes);
+        let key = PinKey { ino: Ino(g.key64()?), session: SessionId(g.key128()?) };
+        g.end().map(|()| key)
+    }
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.u8(VERSION).bool(self.held);
+    }
+    fn decode(bytes: &[u8]) -> FsResult<Pin> {
+        let mut g = Get(bytes);
+        g.version(VERSION)?;
+        let held = g.bool()?;
+        g.end().map(|()| Pin { held })
+    }
+}

@@ -1,0 +1,105 @@
+//! Operations over several partitions (`docs/design/0002-transactions.md`).
+
+pub mod coordinator;
+mod derive;
+pub mod locks;
+mod participant;
+mod reply;
+
+use crate::{Cx, InternalReply, Partition};
+use coordinator::state;
+use fusefs_types::{
+    FsError, FsResult, Ino,
+    txn::{Internal, Part, TxnId, TxnMessage},
+};
+
+/// Bugs planted on purpose, so that tests can show that they are found. All off outside tests.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Stored replies and participants' rows are not looked at.
+    pub no_dedupe: bool,
+    /// Messages below the coordinator's floor are taken.
+    pub ignore_floor: bool,
+    /// Prepare does not look at locks.
+    pub no_locks: bool,
+    /// Directory moves are not checked for cycles.
+    pub no_ancestry: bool,
+}
+
+/// What a leader must send for its transactions. Derived from durable records: any leader derives the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TxnWork {
+    /// Send to the owner of `route()`. Its answer to Prepare and Execute becomes `TxnPrepared` (outcomes and Conflict; on
+    /// any other error send again), to Commit and Abort `TxnFinished` (TooOld: nothing to do).
+    Send(TxnMessage),
+    /// Walk from `new_parent` up to the root by GetAttr; `TxnAncestry { cycle: true }` when `moved` is met.
+    CheckAncestry {
+        /// Transaction.
+        txn: TxnId,
+        /// Directory that moves.
+        moved: Ino,
+        /// Where to.
+        new_parent: Ino,
+    },
+}
+
+/// Executes a transaction command.
+pub fn apply(p: &mut Partition, cx: &mut Cx, internal: &Internal) -> FsResult<InternalReply> {
+    match internal {
+        Internal::TxnBegin { caller, write, spill_to } => coordinator::begin(p, cx, caller, write, *spill_to),
+        Internal::TxnPrepared { txn, part, result } => {
+            mine(p, txn)?;
+            coordinator::prepared(p, cx, txn.seq, *part, result)
+        }
+        Internal::TxnAncestry { txn, cycle } => {
+            mine(p, txn)?;
+            Ok(coordinator::ancestry(p, cx, txn.seq, *cycle))
+        }
+        Internal::TxnFinished { txn, part, reply } => {
+            mine(p, txn)?;
+            coordinator::finished(p, cx, txn.seq, *part, reply)
+        }
+        Internal::Txn(msg) => participant::step(p, cx, msg).map(InternalReply::Part),
+        // Transaction records are the outbox; nothing is delivered twice for want of this.
+        Internal::OutboxDone { .. } => Ok(InternalReply::Done),
+        _ => Err(FsError::Invalid),
+    }
+}
+
+fn mine(p: &Partition, txn: &TxnId) -> FsResult<()> {
+    if txn.coordinator == p.id { Ok(()) } else { Err(FsError::Invalid) }
+}
+
+impl Partition {
+    /// What a leader must do for the running transactions, oldest first. Everything is idempotent.
+    pub fn txn_work(&self) -> Vec<TxnWork> {
+        let floor = coordinator::floor(self);
+        let mut out = Vec::new();
+        let mut messages = Vec::new();
+        for (seq, r) in self.t.txns.iter() {
+            coordinator::messages(self, seq, &r, floor, &mut messages);
+            out.extend(messages.drain(..).map(TxnWork::Send));
+            if r.state == state::ANCESTRY {
+                out.extend(r.parts.iter().find_map(|(part, _)| match part {
+                    Part::Moved { ino, parent } => Some(TxnWork::CheckAncestry {
+                        txn: TxnId { coordinator: self.id, seq },
+                        moved: *ino,
+                        new_parent: *parent,
+                    }),
+                    _ => None,
+                }));
+            }
+        }
+        out
+    }
+    /// Running transactions and held locks: both 0 at rest.
+    pub fn txn_counts(&self) -> (u64, u64) {
+        (self.t.txns.len(), self.t.locks.len())
+    }
+    /// Plants bugs.
+    #[doc(hidden)]
+    pub fn plant(&mut self, faults: Faults) {
+        self.faults = faults;
+    }
+}
