@@ -15,3 +15,4 @@ pub mod txn;
 
 pub use apply::{Applied, BlobPut, BlobRef, Cx, InternalReply, LEVEL, LogPos, Outcome, Plan};
 pub use partition::{Meta, Partition, PartitionConfig, Tables};
+pub use txn::Work;

@@ -39,6 +39,13 @@ pub const COMMIT_ITEMS_MAX: usize = 256;
 
 /// Stored replies of one session in one partition.
 pub const REPLIES_PER_SESSION_MAX: usize = 64 << 10;
+/// Intervals of acknowledged numbers kept per session and partition; a client that acknowledges everything up to its
+/// first operation in flight needs one per counter.
+pub const ACK_INTERVALS_MAX: usize = 1024;
+/// Tombstones of ended sessions in one partition.
+pub const ENDED_SESSIONS_MAX: usize = 64 << 10;
+/// Transactions between a coordinator's acknowledgement floor and its next number.
+pub const TXN_WINDOW_MAX: u64 = 4096;
 /// Acknowledged ranges in one envelope.
 pub const ACK_RANGES_MAX: usize = 256;
 /// Entries in one readdir reply.

@@ -9,7 +9,7 @@
 //! - Extents: slices of the asked range; the bytes of inline ones are in the blob file, the shell adds them.
 
 use super::xattr;
-use crate::{Partition, record::DentryKey, session, txn::locks};
+use crate::{Partition, record::DentryKey, txn::locks};
 use fusefs_types::{
     FileKind, FsError, FsResult, Ino, Name, SessionId, limits,
     ops::{DirEntry, Read, ReadReply},
@@ -27,7 +27,7 @@ impl Partition {
             Read::Lookup { parent, name } => self.lookup(*parent, name),
             Read::GetAttr { ino } => self.getattr(*ino),
             Read::Open { ino, write } => {
-                session::may_open(self, session)?;
+                self.may_open(session, *ino)?;
                 let inode = self.inode(*ino)?;
                 if *write && inode.is_dir() {
                     return Err(FsError::IsDirectory);

@@ -171,7 +171,7 @@ fn end(p: &mut Partition, cx: &mut Cx, id: SessionId, revoked: bool) -> FsResult
         p.t.sessions.put(&id, &session);
         forget_oldest(p);
     }
-    if txn::coordinator::end_session(p, cx, id) { Ok(()) } else { Err(FsError::Conflict) }
+    if txn::coordinator::end_session(p, id) { Ok(()) } else { Err(FsError::Conflict) }
 }
 
 /// Keeps the newest ENDED_SESSIONS_MAX tombstones.
@@ -204,9 +204,4 @@ impl Partition {
             Outcome::Running(seq) => Admission::Running(seq),
         })
     }
-}
-
-/// NotAttached, Stale: whether the session may open inodes (only attached ones are asked about orphans).
-pub fn may_open(_p: &Partition, _session: SessionId) -> FsResult<()> {
-    Ok(())
 }

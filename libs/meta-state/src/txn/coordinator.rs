@@ -327,7 +327,7 @@ fn abort(p: &mut Partition, seq: u64, mut r: TxnRecord, error: Option<FsError>) 
 
 /// Aborts the undecided transactions of an ended session. False while one that is decided, or that a participant may
 /// decide, is not finished.
-pub(crate) fn end_session(p: &mut Partition, cx: &mut Cx, id: SessionId) -> bool {
+pub(crate) fn end_session(p: &mut Partition, id: SessionId) -> bool {
     let mine: Vec<(u64, TxnRecord)> = p.t.txns.iter().filter(|(_, r)| r.session == id).collect();
     let mut clear = true;
     for (seq, r) in mine {

@@ -5,12 +5,14 @@ mod derive;
 pub mod locks;
 mod participant;
 mod reply;
+pub mod work;
 
 use crate::{Cx, InternalReply, Partition};
 use coordinator::state;
+pub use work::Work;
 use fusefs_types::{
-    FsError, FsResult, Ino,
-    txn::{Internal, Part, TxnId, TxnMessage},
+    FsError, FsResult,
+    txn::{Internal, Part, TxnId},
 };
 
 /// Bugs planted on purpose, so that tests can show that they are found. All off outside tests.
@@ -25,23 +27,6 @@ pub struct Faults {
     pub no_locks: bool,
     /// Directory moves are not checked for cycles.
     pub no_ancestry: bool,
-}
-
-/// What a leader must send for its transactions. Derived from durable records: any leader derives the same.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TxnWork {
-    /// Send to the owner of `route()`. Its answer to Prepare and Execute becomes `TxnPrepared` (outcomes and Conflict; on
-    /// any other error send again), to Commit and Abort `TxnFinished` (TooOld: nothing to do).
-    Send(TxnMessage),
-    /// Walk from `new_parent` up to the root by GetAttr; `TxnAncestry { cycle: true }` when `moved` is met.
-    CheckAncestry {
-        /// Transaction.
-        txn: TxnId,
-        /// Directory that moves.
-        moved: Ino,
-        /// Where to.
-        new_parent: Ino,
-    },
 }
 
 /// Executes a transaction command.
@@ -73,16 +58,16 @@ fn mine(p: &Partition, txn: &TxnId) -> FsResult<()> {
 
 impl Partition {
     /// What a leader must do for the running transactions, oldest first. Everything is idempotent.
-    pub fn txn_work(&self) -> Vec<TxnWork> {
+    pub fn txn_work(&self) -> Vec<Work> {
         let floor = coordinator::floor(self);
         let mut out = Vec::new();
         let mut messages = Vec::new();
         for (seq, r) in self.t.txns.iter() {
             coordinator::messages(self, seq, &r, floor, &mut messages);
-            out.extend(messages.drain(..).map(TxnWork::Send));
+            out.extend(messages.drain(..).map(Work::SendTxn));
             if r.state == state::ANCESTRY {
                 out.extend(r.parts.iter().find_map(|(part, _)| match part {
-                    Part::Moved { ino, parent } => Some(TxnWork::CheckAncestry {
+                    Part::Moved { ino, parent } => Some(Work::CheckAncestry {
                         txn: TxnId { coordinator: self.id, seq },
                         moved: *ino,
                         new_parent: *parent,

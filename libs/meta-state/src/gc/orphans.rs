@@ -1,0 +1,112 @@
+//! Inodes without a name: who holds them, when they may go.
+
+use crate::{
+    Cx, Partition,
+    record::{Pin, PinKey, Session},
+    session,
+    txn::Work,
+};
+use fusefs_types::{FsError, FsResult, Hlc, Ino, SessionId};
+
+/// Orphans looked at in one piece of work.
+pub const ORPHAN_BATCH: usize = 256;
+
+/// Logs what a session answered. `released` is final: it refuses later opens of that inode, so a late duplicate of an
+/// older answer pins nothing. Answers of ended sessions and about other inodes are dropped.
+pub(super) fn answer(p: &mut Partition, id: SessionId, held: &[Ino], released: &[Ino]) -> FsResult<()> {
+    match session::live(p, id) {
+        Err(FsError::Stale | FsError::NotAttached) => return Ok(()),
+        other => other?,
+    };
+    for (inos, held) in [(held, true), (released, false)] {
+        for ino in inos {
+            let key = PinKey { ino: *ino, session: id };
+            let final_answer = p.t.pins.get(&key).is_some_and(|pin| !pin.held);
+            if !final_answer && p.t.orphans.contains(ino) {
+                p.t.pins.put(&key, &Pin { held });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sessions that were attached before `since` and have not ended: only they can hold an inode that lost its last name then.
+fn witnesses(sessions: &[(SessionId, Session)], since: Hlc) -> impl Iterator<Item = SessionId> {
+    sessions.iter().filter(move |(_, s)| s.ended.is_none() && s.since < since).map(|(id, _)| *id)
+}
+
+fn all_sessions(p: &Partition) -> Vec<(SessionId, Session)> {
+    p.t.sessions.iter().collect()
+}
+
+/// Whether every witness has answered and nobody holds it.
+pub(super) fn is_free(p: &Partition, ino: Ino) -> bool {
+    let Some(orphan) = p.t.orphans.get(&ino) else { return false };
+    // A transaction's link lock cannot be on an orphan: prepare refuses inodes without a name.
+    let released = |id| p.t.pins.get(&PinKey { ino, session: id }).is_some_and(|pin: Pin| !pin.held);
+    witnesses(&all_sessions(p), orphan.since).all(released)
+}
+
+/// Frees it, with its extents, attributes and pins.
+pub(super) fn free(p: &mut Partition, cx: &mut Cx, ino: Ino) {
+    p.destroy_inode(cx, ino);
+    let pins: Vec<PinKey> =
+        p.t.pins
+            .range(&PinKey { ino, session: SessionId(0) })
+            .map(|(k, _)| k)
+            .take_while(|k| k.ino == ino)
+            .collect();
+    for key in pins {
+        p.t.pins.remove(&key);
+    }
+}
+
+/// Questions and frees for the first orphans that need one. Held ones are passed over.
+pub(super) fn work(p: &Partition) -> Vec<Work> {
+    if p.t.orphans.is_empty() {
+        return Vec::new();
+    }
+    let sessions = all_sessions(p);
+    let mut asks: std::collections::BTreeMap<SessionId, Vec<Ino>> = Default::default();
+    let mut free = Vec::new();
+    let mut taken = 0;
+    for (ino, orphan) in p.t.orphans.iter() {
+        let (mut held, mut asked) = (false, false);
+        for session in witnesses(&sessions, orphan.since) {
+            match p.t.pins.get(&PinKey { ino, session }) {
+                None => {
+                    asked = true;
+                    asks.entry(session).or_default().push(ino);
+                }
+                Some(pin) => held |= pin.held,
+            }
+        }
+        if !held && !asked {
+            free.push(ino);
+        }
+        taken += usize::from(asked || !held);
+        if taken >= ORPHAN_BATCH {
+            break;
+        }
+    }
+    let mut out: Vec<Work> = asks.into_iter().map(|(session, inos)| Work::AskHolders { session, inos }).collect();
+    if !free.is_empty() {
+        out.push(Work::FreeOrphans(free));
+    }
+    out
+}
+
+impl Partition {
+    /// Whether a session may open the inode: it must be attached (only then it is asked about orphans), and an orphan
+    /// opens only for a session that may hold it already. Errors: NotAttached, Stale, NotFound.
+    pub fn may_open(&self, id: SessionId, ino: Ino) -> FsResult<()> {
+        let session = session::live(self, id)?;
+        let Some(orphan) = self.t.orphans.get(&ino) else { return Ok(()) };
+        let released = self.t.pins.get(&PinKey { ino, session: id }).is_some_and(|pin| !pin.held);
+        if released || session.since >= orphan.since { Err(FsError::NotFound) } else { Ok(()) }
+    }
+    /// Whether the session has a logged pin on the orphan: its last close must be logged as `released`.
+    pub fn is_pinned(&self, id: SessionId, ino: Ino) -> bool {
+        self.t.pins.get(&PinKey { ino, session: id }).is_some_and(|pin| pin.held)
+    }
+}
