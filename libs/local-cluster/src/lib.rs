@@ -3,6 +3,8 @@
 
 pub mod dir;
 pub mod process;
+pub mod system;
 
 pub use dir::{ClusterDir, Shape};
 pub use process::{Child, ProcessCluster};
+pub use system::{SystemClock, SystemRng};
