@@ -5,14 +5,17 @@
 
 pub mod apply;
 pub mod codec;
+pub mod fsck;
 pub mod gc;
 pub mod ops;
 pub mod partition;
 pub mod record;
 pub mod session;
+mod snapshot;
 pub mod store;
 pub mod txn;
 
 pub use apply::{Applied, BlobPut, BlobRef, Cx, InternalReply, LEVEL, LogPos, Outcome, Plan};
+pub use fsck::{FsckReport, fsck_volume};
 pub use partition::{Meta, Partition, PartitionConfig, Tables};
 pub use txn::Work;
