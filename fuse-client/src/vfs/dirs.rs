@@ -1,0 +1,202 @@
+//! lookup, forget and directory streams.
+
+use super::handle::{Handle, HandleKind};
+use super::{DirItem, Entry, Lookup, Opened, Request, Vfs, attrs::overlay, dcache::Known, left, unexpected};
+use bytes::Bytes;
+use fusefs_types::{
+    Attr, FileKind, FsError, FsResult, Ino, Name, limits,
+    ops::{DirEntry, Read, ReadReply},
+};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Readdir offset behind `..`; cookies of names are above it.
+const AFTER_DOTS: u64 = 2;
+
+/// The page of names that each open directory stream read last. Soft state: without it a page is asked for again.
+#[derive(Default)]
+pub(super) struct Listings(Mutex<HashMap<(Ino, u64), DirPage>>);
+
+/// Names of a directory behind some offset, as one reply of the partition gave them.
+#[derive(Clone)]
+pub struct DirPage {
+    dir: Attr,
+    /// Cookie behind which the page starts.
+    after: u64,
+    entries: Arc<Vec<DirEntry>>,
+    end: bool,
+    /// First item to give out; 0 and 1 are the dots.
+    from: usize,
+    /// The listing so far was one unbroken walk over this version: (version, dentry cache epoch).
+    walk: Option<(u64, u64)>,
+}
+
+impl DirPage {
+    /// Where `offset` is in the page, None when it is outside.
+    fn position(&self, offset: u64) -> Option<usize> {
+        if offset < AFTER_DOTS {
+            return (self.after == AFTER_DOTS).then_some(offset as usize);
+        }
+        let i = self.entries.partition_point(|e| e.cookie <= offset);
+        let inside = offset >= self.after && (i < self.entries.len() || self.end);
+        inside.then_some(i + 2)
+    }
+    /// Number of items from the asked offset on; 0 = end of the directory.
+    pub fn len(&self) -> usize {
+        (self.entries.len() + 2).saturating_sub(self.from)
+    }
+    /// End of the directory.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Vfs {
+    /// Looks a name up. 0 RPCs while the name and its attributes are valid, or absent from a directory that is known
+    /// completely; else 1 (2 when the inode lives in another partition than its name).
+    pub async fn lookup(&self, _rq: &Request, parent: Ino, name: Bytes) -> FsResult<Lookup> {
+        self.gate().await?;
+        let name = Name::new(name)?;
+        let now = self.now();
+        match self.names.get(parent, &name, now) {
+            Some(Known::Absent(until)) => {
+                self.hit();
+                return Ok(Lookup::Absent(left(until.min(self.negative_until(now)), now)));
+            }
+            Some(Known::Is(ino, _, until)) => match self.attr(ino).await {
+                Ok((attr, attr_until)) => {
+                    let now = self.now();
+                    return Ok(Lookup::Found(Entry {
+                        attr,
+                        attr_ttl: left(attr_until, now),
+                        entry_ttl: left(until.min(self.entry_until(now)), now),
+                    }));
+                }
+                Err(FsError::NotFound | FsError::Stale) => self.names.drop_name(parent, &name),
+                Err(e) => return Err(e),
+            },
+            None => {}
+        }
+        self.lookup_remote(parent, &name).await
+    }
+
+    async fn lookup_remote(&self, parent: Ino, name: &Name) -> FsResult<Lookup> {
+        self.miss();
+        let sent = self.now();
+        let reply = self.meta.read(Read::Lookup { parent, name: name.clone() }).await?;
+        let ReadReply::Entry { entry, attr, parent: dir } = reply else { return Err(unexpected("lookup")) };
+        let until = if entry.is_some() { self.entry_until(sent) } else { self.negative_until(sent) };
+        self.names.learn(&dir, name, entry, until, self.attr_until(sent));
+        self.learn_attr(&dir, sent);
+        let Some((ino, _)) = entry else { return Ok(Lookup::Absent(left(until, self.now()))) };
+        if let Some(attr) = attr {
+            return Ok(Lookup::Found(self.entry(&attr, sent)));
+        }
+        match self.attr(ino).await {
+            Ok((attr, attr_until)) => {
+                let now = self.now();
+                Ok(Lookup::Found(Entry { attr, attr_ttl: left(attr_until, now), entry_ttl: left(until, now) }))
+            }
+            // Removed between the two questions.
+            Err(FsError::NotFound) => Ok(Lookup::Absent(std::time::Duration::ZERO)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The kernel dropped the inode and its pages. 0 RPCs.
+    pub fn forget(&self, ino: Ino) {
+        self.inodes.forget_pages(ino);
+    }
+
+    /// Opens a directory stream. 0 RPCs: the first readdir asks.
+    pub async fn opendir(&self, _rq: &Request, _ino: Ino, flags: i32) -> FsResult<Opened> {
+        self.gate().await?;
+        let fh = Handle { flags, kind: HandleKind::Directory, number: self.open.next_number() }.pack();
+        Ok(Opened { fh, keep_cache: false, direct_io: false })
+    }
+
+    /// Closes a directory stream. 0 RPCs.
+    pub fn releasedir(&self, ino: Ino, fh: u64) {
+        self.listings.0.lock().remove(&(ino, fh));
+    }
+
+    /// Entries behind `offset`: 1 RPC per `READDIR_ENTRIES_MAX` names, 0 while the stream's page lasts. Reading from the
+    /// start always asks.
+    pub async fn readdir(&self, _rq: &Request, ino: Ino, fh: u64, offset: u64, plus: bool) -> FsResult<DirPage> {
+        self.gate().await?;
+        let before = self.listings.0.lock().get(&(ino, fh)).cloned();
+        if offset > 0
+            && let Some(page) = &before
+            && let Some(from) = page.position(offset)
+        {
+            return Ok(DirPage { from, ..page.clone() });
+        }
+        let after = offset.max(AFTER_DOTS);
+        let walk = match (&before, offset) {
+            (_, 0) => None,
+            (Some(p), _) if p.entries.last().is_some_and(|e| e.cookie == after) => p.walk,
+            _ => Some((u64::MAX, 0)), // not from the start: never complete
+        };
+        let mut page = self.fetch_page(ino, after, plus, walk).await?;
+        if Handle::unpack(fh).is_some() {
+            self.listings.0.lock().insert((ino, fh), page.clone());
+        }
+        page.from = if offset < AFTER_DOTS { offset as usize } else { 2 };
+        Ok(page)
+    }
+
+    async fn fetch_page(&self, ino: Ino, after: u64, plus: bool, walk: Option<(u64, u64)>) -> FsResult<DirPage> {
+        self.miss();
+        let epoch = self.names.epoch(ino);
+        let sent = self.now();
+        let limit = limits::READDIR_ENTRIES_MAX as u32;
+        let reply = self.meta.read(Read::ReadDir { ino, after, limit, plus }).await?;
+        let ReadReply::Entries { entries, end, dir } = reply else { return Err(unexpected("readdir")) };
+        let (until, dir_until) = (self.entry_until(sent), self.attr_until(sent));
+        let names = entries.iter().map(|e| (&e.name, e.ino, e.kind));
+        let current = self.names.learn_page(&dir, names, until, dir_until);
+        self.learn_attr(&dir, sent);
+        for attr in entries.iter().filter_map(|e| e.attr.as_ref()) {
+            self.learn_attr(attr, sent);
+        }
+        let (version, epoch) = walk.unwrap_or((dir.trunc_seq, epoch));
+        let walk = (current && version == dir.trunc_seq).then_some((version, epoch)).or(Some((u64::MAX, 0)));
+        if let Some((version, epoch)) = walk.filter(|w| end && w.0 != u64::MAX) {
+            self.names.set_complete(ino, epoch, version, dir_until);
+        }
+        Ok(DirPage { dir, after, entries: Arc::new(entries), end, from: 2, walk })
+    }
+
+    /// Item `i` (counted from the asked offset) of a page; None behind its end. With `plus`, attributes are given only
+    /// if the name still is what the page said: own changes since then would otherwise be undone in the kernel's cache.
+    pub fn dir_item(&self, page: &DirPage, i: usize, plus: bool) -> Option<DirItem> {
+        let position = page.from + i;
+        if position < 2 {
+            let (name, ino): (&'static [u8], Ino) =
+                if position == 0 { (b".", page.dir.ino) } else { (b"..", self.parent_of(&page.dir)) };
+            let (name, offset) = (Bytes::from_static(name), position as u64 + 1);
+            return Some(DirItem { name, ino, kind: FileKind::Directory, offset, entry: None });
+        }
+        let e = page.entries.get(position - 2)?;
+        let entry = if plus { self.cached_entry(page.dir.ino, e) } else { None };
+        Some(DirItem { name: e.name.bytes().clone(), ino: e.ino, kind: e.kind, offset: e.cookie, entry })
+    }
+
+    fn parent_of(&self, dir: &Attr) -> Ino {
+        if dir.ino == self.settings.root || dir.parent.0 == 0 { dir.ino } else { dir.parent }
+    }
+
+    fn cached_entry(&self, dir: Ino, e: &DirEntry) -> Option<Entry> {
+        let now = self.now();
+        let Some(Known::Is(ino, _, until)) = self.names.get(dir, &e.name, now) else { return None };
+        let dirty = self.data.dirty_attr(ino);
+        let (attr, attr_until) = self.inodes.get(ino, now).filter(|_| ino == e.ino)?;
+        Some(Entry { attr: overlay(attr, dirty), attr_ttl: left(attr_until, now), entry_ttl: left(until, now) })
+    }
+
+    /// Directory changes are durable when they are answered. 0 RPCs.
+    pub async fn fsyncdir(&self, _rq: &Request, _ino: Ino) -> FsResult<()> {
+        self.gate().await
+    }
+}

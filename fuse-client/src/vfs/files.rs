@@ -1,0 +1,121 @@
+//! open, release, read, write, flush, fsync.
+
+use super::handle::Handle;
+use super::{Opened, Request, Vfs, check_size, unexpected};
+use bytes::Bytes;
+use fusefs_data_path::WriteContext;
+use fusefs_types::{
+    FsError, FsResult, Ino,
+    ops::{Read, ReadReply},
+};
+
+/// Takes an open back unless it succeeded.
+struct Opening<'a> {
+    vfs: &'a Vfs,
+    ino: Ino,
+    keep: bool,
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.vfs.open.remove(self.ino);
+        }
+    }
+}
+
+impl Vfs {
+    /// Opens a file. Always 1 RPC: close-to-open consistency asks for attributes as of now. The kernel keeps its pages
+    /// only if the file has not changed since they were read.
+    pub async fn open(&self, _rq: &Request, ino: Ino, flags: i32) -> FsResult<Opened> {
+        let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if write {
+            self.gate_change().await?;
+        } else {
+            self.gate().await?;
+        }
+        self.open.add(ino);
+        let mut opening = Opening { vfs: self, ino, keep: false };
+        self.miss();
+        let sent = self.now();
+        let ReadReply::Attr(attr) = self.meta.read(Read::Open { ino, write }).await? else {
+            return Err(unexpected("open"));
+        };
+        self.learn_attr(&attr, sent);
+        let keep_cache = self.inodes.pages(ino) == Some(attr.change);
+        if !keep_cache {
+            self.inodes.set_pages(ino, attr.change);
+        }
+        opening.keep = true;
+        Ok(self.opened(flags, keep_cache))
+    }
+
+    /// Last reference to a handle is gone. 0 RPCs: whether this mount holds the inode is asked when it matters.
+    /// Bytes written through a mapping after the last close are committed in the background.
+    pub fn release(&self, ino: Ino, fh: u64) {
+        if Handle::unpack(fh).is_some() {
+            self.open.remove(ino);
+        }
+    }
+
+    /// Reads. 0 metadata RPCs while attributes are valid and the extents are known.
+    pub async fn read(&self, _rq: &Request, ino: Ino, fh: u64, offset: u64, len: u32) -> FsResult<Bytes> {
+        self.gate().await?;
+        Handle::unpack(fh).ok_or(FsError::BadHandle)?;
+        // Bounds how long a reader may go on with an old extent map.
+        self.attr(ino).await?;
+        self.data.read(ino, offset, u64::from(len)).await
+    }
+
+    /// Writes into the buffer of the data path. 0 RPCs (1 per attribute validity); O_SYNC and O_DSYNC commit first;
+    /// O_APPEND is 1 RPC (the partition assigns the offset, PROTOCOL 38). Returns the bytes taken: all.
+    pub async fn write(
+        &self,
+        _rq: &Request,
+        ino: Ino,
+        fh: u64,
+        offset: u64,
+        data: Bytes,
+        flags: i32,
+    ) -> FsResult<u32> {
+        self.gate_change().await?;
+        Handle::unpack(fh).ok_or(FsError::BadHandle)?;
+        let len = u32::try_from(data.len()).map_err(|_| FsError::Invalid)?;
+        if len == 0 {
+            return Ok(0);
+        }
+        // What the write is relative to must not be older than the validity: a commit is clipped by truncations that
+        // it did not know of.
+        let (attr, _) = self.attr(ino).await?;
+        let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false };
+        if flags & libc::O_APPEND != 0 {
+            check_size(attr.size, u64::from(len))?;
+            self.data.append(ino, data, cx).await?;
+            return Ok(len);
+        }
+        check_size(offset, u64::from(len))?;
+        match self.data.try_write(ino, offset, &data, cx) {
+            Some(done) => done?,
+            None => self.data.write(ino, offset, data, cx).await?,
+        }
+        if flags & (libc::O_SYNC | libc::O_DSYNC) != 0 {
+            self.data.fsync(ino).await?;
+        }
+        Ok(len)
+    }
+
+    /// close(2) of one descriptor. 0 RPCs when clean; else commits, at most for the close timeout, then EIO with the
+    /// data kept (PROTOCOL 39).
+    pub async fn flush(&self, _rq: &Request, ino: Ino) -> FsResult<()> {
+        if self.data.dirty_attr(ino).is_none() {
+            return Ok(());
+        }
+        self.data.flush(ino).await
+    }
+
+    /// fsync(2), fdatasync(2): commits.
+    pub async fn fsync(&self, _rq: &Request, ino: Ino) -> FsResult<()> {
+        self.gate().await?;
+        self.data.fsync(ino).await
+    }
+}

@@ -1,0 +1,263 @@
+//! The file system as the kernel sees it, without a kernel: files, directories, handles and caches over [`Meta`] and
+//! [`Data`].
+//!
+//! Costs are given in RPCs to metadata partitions at each operation; "0" means answered from memory. What an answer from
+//! memory may lag behind other clients is bounded by the validities of [`Settings`]; own changes are seen at once.
+//! Every method may be polled once on the thread that read the request and moved to a runtime if it has to wait.
+
+mod attrs;
+mod dcache;
+mod dirs;
+mod dirver;
+mod files;
+pub mod handle;
+mod icache;
+mod names;
+pub mod request;
+mod sink;
+mod space;
+mod xattrs;
+
+pub use dcache::DENTRY_COST;
+pub use icache::INODE_COST;
+pub use request::{Change, DirItem, Entry, FsStat, Interrupt, LockFlags, Lookup, Opened, Request};
+pub use sink::Sink;
+
+use crate::{Data, Meta, meta::Holders};
+use dcache::DentryCache;
+use dirs::Listings;
+use fusefs_types::{
+    Clock, FsError, FsResult, Ino,
+    ids::{MountId, OpId},
+    limits,
+    ops::{Write, WriteReply},
+};
+use handle::OpenTable;
+use icache::InodeCache;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Inodes and names cached unless configured otherwise.
+pub const CACHE_ENTRIES: usize = 1 << 20;
+
+/// Knobs of one mount.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Kernel connection; names the mutations.
+    pub mount: MountId,
+    /// Inode that the mount shows as its root.
+    pub root: Ino,
+    /// Attributes may lag behind other clients this long.
+    pub attr_validity: Duration,
+    /// Names may lag this long.
+    pub entry_validity: Duration,
+    /// Absent names may lag this long.
+    pub negative_validity: Duration,
+    /// Inodes cached at most.
+    pub inodes: usize,
+    /// Names cached at most.
+    pub dentries: usize,
+    /// Capacity shown by statfs in bytes and inodes, 0 = unlimited.
+    pub capacity: (u64, u64),
+    /// Past the lease, operations fail with EIO after this long; None waits until the lease is renewed.
+    pub soft: Option<Duration>,
+    /// Refuse every change.
+    pub read_only: bool,
+}
+
+impl Settings {
+    /// Defaults: validities of one second.
+    pub fn new(mount: MountId, root: Ino) -> Settings {
+        let second = Duration::from_secs(1);
+        Settings {
+            mount,
+            root,
+            attr_validity: second,
+            entry_validity: second,
+            negative_validity: second,
+            inodes: CACHE_ENTRIES,
+            dentries: CACHE_ENTRIES,
+            capacity: (0, 0),
+            soft: None,
+            read_only: false,
+        }
+    }
+    /// Splits a memory bound for cached metadata between inodes and names.
+    pub fn cache_bytes(mut self, bytes: u64) -> Settings {
+        let entries = usize::try_from(bytes).unwrap_or(usize::MAX) / (INODE_COST + DENTRY_COST);
+        (self.inodes, self.dentries) = (entries, entries);
+        self
+    }
+}
+
+/// Counters of the caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Inodes cached now.
+    pub inodes: usize,
+    /// Names cached now.
+    pub dentries: usize,
+    /// Inodes dropped for room.
+    pub inodes_evicted: u64,
+    /// Names dropped for room.
+    pub dentries_evicted: u64,
+    /// Questions answered from memory.
+    pub hits: u64,
+    /// Questions that went to a partition.
+    pub misses: u64,
+    /// Inodes open now.
+    pub open: usize,
+}
+
+/// One mount's file system.
+pub struct Vfs {
+    settings: Settings,
+    meta: Arc<dyn Meta>,
+    data: Arc<dyn Data>,
+    clock: Arc<dyn Clock>,
+    inodes: Arc<InodeCache>,
+    names: DentryCache,
+    open: Arc<OpenTable>,
+    listings: Listings,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl Holders for OpenTable {
+    fn holds(&self, ino: Ino) -> bool {
+        OpenTable::holds(self, ino)
+    }
+}
+
+impl Vfs {
+    /// A file system over `meta`; `inodes` is the cache that the data path's [`Sink`] fills with what commits return.
+    pub fn new(
+        settings: Settings,
+        meta: Arc<dyn Meta>,
+        data: Arc<dyn Data>,
+        clock: Arc<dyn Clock>,
+        inodes: Arc<InodeCache>,
+    ) -> Vfs {
+        let open = Arc::new(OpenTable::default());
+        meta.set_holders(open.clone());
+        Vfs {
+            names: DentryCache::new(settings.dentries),
+            settings,
+            meta,
+            data,
+            clock,
+            inodes,
+            open,
+            listings: Listings::default(),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        }
+    }
+
+    /// An inode cache as [`Settings`] ask for it.
+    pub fn inode_cache(settings: &Settings) -> Arc<InodeCache> {
+        Arc::new(InodeCache::new(settings.inodes))
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> CacheStats {
+        CacheStats {
+            inodes: self.inodes.len(),
+            dentries: self.names.len(),
+            inodes_evicted: self.inodes.evicted(),
+            dentries_evicted: self.names.evicted(),
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+            open: self.open.len(),
+        }
+    }
+
+    /// The reply of this request reached the kernel: its stored replies may be dropped (PROTOCOL 16).
+    pub fn replied(&self, rq: &Request) {
+        if let Some(op) = rq.to_acknowledge(self.settings.mount) {
+            self.meta.replied(op);
+        }
+    }
+
+    /// Commits everything that is dirty: before a clean unmount.
+    pub async fn sync_all(&self) -> FsResult<()> {
+        self.data.sync_all().await
+    }
+
+    /// PROTOCOL 13: nothing is acknowledged or answered from memory past the lease. 0 RPCs while it is valid.
+    async fn gate(&self) -> FsResult<()> {
+        if self.meta.leased() {
+            return Ok(());
+        }
+        match self.settings.soft {
+            None => self.meta.lease().await,
+            Some(limit) => tokio::time::timeout(limit, self.meta.lease()).await.unwrap_or(Err(FsError::Io)),
+        }
+    }
+
+    /// As [`Vfs::gate`], for operations that change something.
+    async fn gate_change(&self) -> FsResult<()> {
+        if self.settings.read_only {
+            return Err(FsError::ReadOnly);
+        }
+        self.gate().await
+    }
+
+    /// One mutation of a request.
+    async fn mutate(&self, rq: &Request, write: Write) -> FsResult<WriteReply> {
+        let op: OpId = rq.next_op(self.settings.mount);
+        self.meta.write(op, write).await
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.boot_ns()
+    }
+
+    fn hit(&self) {
+        self.hits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn miss(&self) {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn attr_until(&self, sent: u64) -> u64 {
+        sent.saturating_add(ns(self.settings.attr_validity))
+    }
+
+    fn entry_until(&self, sent: u64) -> u64 {
+        sent.saturating_add(ns(self.settings.entry_validity))
+    }
+
+    fn negative_until(&self, sent: u64) -> u64 {
+        sent.saturating_add(ns(self.settings.negative_validity))
+    }
+}
+
+/// Nanoseconds of a duration, saturating.
+fn ns(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What is left of a validity.
+fn left(until: u64, now: u64) -> Duration {
+    Duration::from_nanos(until.saturating_sub(now))
+}
+
+/// Range check of a write of `len` bytes at `offset`.
+fn check_size(offset: u64, len: u64) -> FsResult<u64> {
+    let end = offset.checked_add(len).ok_or(FsError::FileTooBig)?;
+    if end > limits::FILE_SIZE_MAX { Err(FsError::FileTooBig) } else { Ok(end) }
+}
+
+/// A partition answered something else than what was asked: a bug on one of the two sides, never a panic.
+fn unexpected(what: &str) -> FsError {
+    tracing::error!(what, "a partition's reply does not fit the request");
+    FsError::Io
+}

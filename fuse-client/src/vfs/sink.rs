@@ -1,0 +1,77 @@
+//! Metadata calls of the data path.
+
+use super::icache::InodeCache;
+use super::{ns, unexpected};
+use crate::Meta;
+use async_trait::async_trait;
+use fusefs_data_path::{ExtentMap, MetaSink};
+use fusefs_types::{
+    Attr, Clock, FsResult, Ino,
+    ids::{MountId, OpId, Origin},
+    ops::{Append, Commit, CommitFile, Read, ReadReply, Write, WriteReply},
+};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Carries commits to the partitions and what they answer into the inode cache, before the dirty overlay goes.
+pub struct Sink {
+    meta: Arc<dyn Meta>,
+    inodes: Arc<InodeCache>,
+    clock: Arc<dyn Clock>,
+    mount: MountId,
+    attr_validity: Duration,
+}
+
+impl Sink {
+    /// A sink that fills `inodes`.
+    pub fn new(
+        settings: &super::Settings,
+        meta: Arc<dyn Meta>,
+        inodes: Arc<InodeCache>,
+        clock: Arc<dyn Clock>,
+    ) -> Sink {
+        Sink { meta, inodes, clock, mount: settings.mount, attr_validity: settings.attr_validity }
+    }
+
+    async fn write(&self, lsn: u64, write: Write) -> FsResult<(WriteReply, u64)> {
+        let op = OpId { mount: self.mount, origin: Origin::Journal, number: lsn, step: 0 };
+        let until = self.clock.boot_ns().saturating_add(ns(self.attr_validity));
+        let reply = self.meta.write(op, write).await?;
+        self.meta.replied(op);
+        Ok((reply, until))
+    }
+}
+
+#[async_trait]
+impl MetaSink for Sink {
+    async fn commit(&self, lsn: u64, file: CommitFile) -> FsResult<Attr> {
+        match self.write(lsn, Write::Commit(Commit { files: vec![file] })).await? {
+            (WriteReply::Committed(attrs), until) if attrs.len() == 1 => {
+                self.inodes.put(&attrs[0], until);
+                Ok(attrs[0])
+            }
+            _ => Err(unexpected("commit")),
+        }
+    }
+
+    async fn append(&self, lsn: u64, append: Append) -> FsResult<(u64, Attr)> {
+        match self.write(lsn, Write::Append(append)).await? {
+            (WriteReply::Appended { offset, attr }, until) => {
+                self.inodes.put(&attr, until);
+                Ok((offset, attr))
+            }
+            _ => Err(unexpected("append")),
+        }
+    }
+
+    async fn extents(&self, ino: Ino, offset: u64, len: u64) -> FsResult<ExtentMap> {
+        let until = self.clock.boot_ns().saturating_add(ns(self.attr_validity));
+        match self.meta.read(Read::Extents { ino, offset, len }).await? {
+            ReadReply::Extents { attr, extents, inline, end } => {
+                self.inodes.put(&attr, until);
+                Ok(ExtentMap { attr, extents, inline, end })
+            }
+            _ => Err(unexpected("extents")),
+        }
+    }
+}
