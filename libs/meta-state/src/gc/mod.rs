@@ -1,5 +1,6 @@
 //! Orphans and dead objects (`docs/design/0002-transactions.md`).
 
+mod list;
 pub mod orphans;
 
 use crate::{Cx, InternalReply, Partition, record::DeadKey, txn::Work};
