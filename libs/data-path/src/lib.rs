@@ -8,12 +8,17 @@
 //!
 //! This is the only crate that names an S3 SDK. It needs a tokio runtime and follows its (possibly paused) time.
 
+pub mod layout;
 pub mod object;
+mod pace;
+mod path;
+pub mod reader;
 pub mod settings;
 pub mod sink;
 pub mod writer;
 
 pub use object::{ObjectStore, PutMode, StoreError};
+pub use path::{Barrier, DataPath, Shutdown};
 pub use settings::Settings;
 pub use sink::{ExtentMap, MetaSink};
 pub use writer::{Credits, DirtyAttr, WriteContext, WriteLog};

@@ -1,8 +1,33 @@
 //! Buffered writes (PROTOCOL 36-39).
+//!
+//! `segments`: dirty bytes of one batch; `file`: the queue of one inode; `log`: buffering, waiting, barriers; `upload` and
+//! `commit`: the way out; `append`: O_APPEND.
 
+mod append;
+mod commit;
+mod file;
+mod log;
+mod segments;
+mod upload;
+
+use crate::{object::ObjectStore, settings::Settings, sink::MetaSink};
 use async_trait::async_trait;
 use bytes::Bytes;
-use fusefs_types::{FsResult, Ino, Time};
+use fusefs_types::{Attr, Clock, FsResult, Ino, ObjectId, SessionId, Time, ids::Incarnation};
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// What the caller knew when it wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,4 +92,177 @@ pub trait WriteLog: Send + Sync + 'static {
     async fn set_explicit_mtime(&self, ino: Ino);
     /// Commits everything of every file; the first error wins.
     async fn sync_all(&self) -> FsResult<()>;
+}
+
+/// Lends without limit and counts (PROTOCOL 35: accounted from the first version).
+#[derive(Debug, Default)]
+pub struct Unlimited {
+    /// Acknowledged bytes that are not committed yet.
+    pub lent: AtomicU64,
+}
+
+impl Credits for Unlimited {
+    fn take(&self, bytes: u64) -> FsResult<()> {
+        self.lent.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+    fn settle(&self, bytes: u64) {
+        self.lent.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Told when the extents of a file changed; called before the bytes leave the overlay.
+pub trait CommitListener: Send + Sync + 'static {
+    /// Attributes after the commit; None when the outcome is that the inode is gone.
+    fn committed(&self, ino: Ino, attr: Option<&Attr>);
+}
+
+/// Counters of the write path.
+#[derive(Debug, Default)]
+pub struct WriteStats {
+    /// Commit calls sent.
+    pub commits: AtomicU64,
+    /// Objects stored.
+    pub puts: AtomicU64,
+    /// Plain bytes stored in objects.
+    pub put_bytes: AtomicU64,
+    /// Plain bytes committed inline.
+    pub inline_bytes: AtomicU64,
+    /// Waits after failed attempts.
+    pub retries: AtomicU64,
+}
+
+/// What a [`MemoryLog`] is made of.
+pub struct Parts {
+    /// Where objects go.
+    pub store: Arc<dyn ObjectStore>,
+    /// Where commits go.
+    pub sink: Arc<dyn MetaSink>,
+    /// Stamps mtimes.
+    pub clock: Arc<dyn Clock>,
+    /// Session and incarnation name the objects.
+    pub session: SessionId,
+    /// See `session`.
+    pub incarnation: Incarnation,
+    /// Space accounting.
+    pub credits: Arc<dyn Credits>,
+    /// Reader to be told about commits.
+    pub listener: Arc<dyn CommitListener>,
+    /// Knobs.
+    pub settings: Settings,
+}
+
+pub(crate) struct Shared {
+    store: Arc<dyn ObjectStore>,
+    sink: Arc<dyn MetaSink>,
+    clock: Arc<dyn Clock>,
+    session: SessionId,
+    incarnation: Incarnation,
+    credits: Arc<dyn Credits>,
+    listener: Arc<dyn CommitListener>,
+    settings: Settings,
+    counter: AtomicU64,
+    lsn: AtomicU64,
+    files: Mutex<BTreeMap<Ino, Arc<file::File>>>,
+    /// Memory charged for dirty data.
+    dirty: AtomicU64,
+    space: Notify,
+    uploads: Semaphore,
+    inline_off_until: Mutex<Option<Instant>>,
+    /// The session was ended by the cluster: nothing of it will ever be committed.
+    fenced: AtomicBool,
+    /// Files whose last attempt failed for good.
+    failing: AtomicU64,
+    /// Objects that may lie in the store unreferenced.
+    leftovers: AtomicU64,
+    aging: Mutex<VecDeque<(Instant, Ino)>>,
+    aging_wake: Notify,
+    cancel: CancellationToken,
+    runtime: Handle,
+    stats: WriteStats,
+}
+
+impl Shared {
+    fn now(&self) -> Time {
+        Time(i64::try_from(self.clock.wall_ns()).unwrap_or(i64::MAX))
+    }
+    fn next_object(&self) -> ObjectId {
+        let counter = self.counter.fetch_add(1, Ordering::Relaxed);
+        ObjectId { session: self.session, incarnation: self.incarnation, counter }
+    }
+    fn next_lsn(&self) -> u64 {
+        self.lsn.fetch_add(1, Ordering::Relaxed)
+    }
+    /// Deletes an object that was never committed, best effort.
+    fn discard(self: &Arc<Self>, id: ObjectId) {
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            let key = [id.key()];
+            let deleted = tokio::select! {
+                biased;
+                () = this.cancel.cancelled() => false,
+                r = this.store.delete(&key) => r.is_ok(),
+            };
+            if !deleted {
+                this.leftovers.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+}
+
+/// Bounded write log in memory: lost when the process dies, obeying PROTOCOL 36-39 while it lives.
+pub struct MemoryLog {
+    shared: Arc<Shared>,
+    _stop: DropGuard,
+}
+
+impl MemoryLog {
+    /// Starts the log; must be called inside a tokio runtime, whose workers do the uploads and commits. Dropping it stops
+    /// them.
+    pub fn new(p: Parts) -> MemoryLog {
+        let cancel = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            uploads: Semaphore::new(p.settings.uploads_max.max(1)),
+            store: p.store,
+            sink: p.sink,
+            clock: p.clock,
+            session: p.session,
+            incarnation: p.incarnation,
+            credits: p.credits,
+            listener: p.listener,
+            settings: p.settings,
+            counter: AtomicU64::new(1),
+            lsn: AtomicU64::new(1),
+            files: Mutex::default(),
+            dirty: AtomicU64::new(0),
+            space: Notify::new(),
+            inline_off_until: Mutex::default(),
+            fenced: AtomicBool::new(false),
+            failing: AtomicU64::new(0),
+            leftovers: AtomicU64::new(0),
+            aging: Mutex::default(),
+            aging_wake: Notify::new(),
+            cancel: cancel.clone(),
+            runtime: Handle::current(),
+            stats: WriteStats::default(),
+        });
+        shared.runtime.spawn(shared.clone().age());
+        MemoryLog { shared, _stop: cancel.drop_guard() }
+    }
+    /// Counters.
+    pub fn stats(&self) -> &WriteStats {
+        &self.shared.stats
+    }
+    /// Memory charged for uncommitted data, in bytes.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.shared.dirty.load(Ordering::Acquire)
+    }
+    /// Objects of this incarnation that may lie in the store without a reference; 0 needs no sweep.
+    pub fn leftovers(&self) -> u64 {
+        self.shared.leftovers.load(Ordering::Acquire) + self.shared.uncommitted_objects()
+    }
+    /// The cluster ended the session: everything fails with `Stale` from now on and dirty data is dropped.
+    pub fn fence(&self) {
+        self.shared.fence();
+    }
 }

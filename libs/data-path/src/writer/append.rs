@@ -1,0 +1,111 @@
+//! Mutations that do not wait in the queue: O_APPEND, holes, allocations.
+
+use super::{MemoryLog, Shared, WriteContext, WriteLog, segments::Segments};
+use crate::{object::StoreError, pace};
+use bytes::Bytes;
+use fusefs_types::{
+    Attr, Extent, FsError, FsResult, Ino, Source, limits,
+    ops::{Append, CommitFile, Piece},
+};
+use std::sync::{Arc, atomic::Ordering};
+use tokio::time::Instant;
+
+impl MemoryLog {
+    /// Writes at the end of the file as the partition sees it: atomic between clients, durable when it returns
+    /// (PROTOCOL 38). Earlier buffered writes of the file are committed first. Returns the offset the bytes got.
+    pub async fn append(&self, ino: Ino, data: Bytes) -> FsResult<(u64, Attr)> {
+        self.fsync(ino).await?;
+        let (shared, deadline) = (&self.shared, self.shared.io_deadline());
+        if shared.fenced.load(Ordering::Acquire) {
+            return Err(FsError::Stale);
+        }
+        shared.credits.take(data.len() as u64)?;
+        let done = shared.append(ino, &data, deadline).await;
+        shared.credits.settle(data.len() as u64);
+        if matches!(done, Err(FsError::Stale | FsError::Fenced)) {
+            shared.fence();
+        }
+        // On an error too: the outcome may be unknown.
+        shared.listener.committed(ino, done.as_ref().ok().map(|(_, a)| a));
+        done
+    }
+
+    /// Commits holes or allocated zeroes. The caller holds the file ([`WriteLog::hold`]), so that nothing is queued.
+    pub async fn commit_pieces(
+        &self,
+        ino: Ino,
+        pieces: Vec<Piece>,
+        grow_to: u64,
+        cx: WriteContext,
+    ) -> FsResult<Attr> {
+        let (shared, deadline, lsn) = (&self.shared, self.shared.io_deadline(), self.shared.next_lsn());
+        let file = CommitFile {
+            ino,
+            trunc_seq: cx.trunc_seq,
+            pieces,
+            mtime: Some(shared.now()),
+            grow_to,
+            kill_priv: cx.kill_priv,
+        };
+        let done = pace::meta(deadline, || shared.sink.commit(lsn, file.clone())).await;
+        shared.listener.committed(ino, done.as_ref().ok());
+        done
+    }
+}
+
+impl Shared {
+    async fn append(self: &Arc<Self>, ino: Ino, data: &Bytes, deadline: Option<Instant>) -> FsResult<(u64, Attr)> {
+        let len = data.len() as u64;
+        if self.inline_allowed(data.len()) {
+            let lsn = self.next_lsn();
+            let pieces = vec![Piece::Inline { offset: 0, bytes: data.clone() }];
+            let append = Append { ino, pieces, len };
+            match pace::meta(deadline, || self.sink.append(lsn, append.clone())).await {
+                Err(FsError::UseObject) => {}
+                done => return done,
+            }
+        }
+        let mut parts = Vec::new();
+        let mut rest = data.clone();
+        while !rest.is_empty() {
+            parts.push(rest.split_to(rest.len().min(limits::OBJECT_BYTES_MAX)));
+        }
+        let uploads = parts.into_iter().map(|p| self.append_object(ino, p, deadline));
+        let mut pieces = Vec::new();
+        let mut offset = 0;
+        for done in futures::future::join_all(uploads).await {
+            let (source, len) = done?;
+            pieces.push(Piece::Extent(Extent { offset, len, codec: 0, source }));
+            offset += len;
+        }
+        let lsn = self.next_lsn();
+        let append = Append { ino, pieces, len };
+        let done = pace::meta(deadline, || self.sink.append(lsn, append.clone())).await;
+        if done.is_err() {
+            self.leftovers.fetch_add(append.pieces.len() as u64, Ordering::Relaxed);
+        }
+        done
+    }
+
+    /// Stores one object of an append. A permanent failure is the append's answer: nothing was acknowledged.
+    async fn append_object(&self, home: Ino, data: Bytes, deadline: Option<Instant>) -> FsResult<(Source, u64)> {
+        let len = data.len() as u64;
+        let mut segments = Segments::default();
+        segments.write(0, &data);
+        let frozen = segments.freeze();
+        loop {
+            let stored = pace::store(deadline, || async {
+                let _permit = self.uploads.acquire().await;
+                self.put_object(home, &frozen).await
+            });
+            match stored.await {
+                Ok(id) => return Ok((Source::Object { id, home, skip: 0 }, len)),
+                Err(StoreError::Exists) => continue,
+                Err(e) => {
+                    tracing::warn!(ino = %home, error = %e, "append failed");
+                    return Err(FsError::Io);
+                }
+            }
+        }
+    }
+}

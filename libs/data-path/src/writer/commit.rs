@@ -1,0 +1,223 @@
+//! Commits of one inode, in write order.
+
+use super::{
+    Shared,
+    file::{File, State, Status},
+};
+use fusefs_types::{
+    Attr, Extent, FsError, ObjectId, Source, limits,
+    ops::{CommitFile, Piece},
+};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// After "inline budget exhausted" everything goes into objects for this long.
+const INLINE_OFF: Duration = Duration::from_secs(10);
+
+/// Batches that commit together.
+struct Group {
+    batches: usize,
+    file: CommitFile,
+    inline_bytes: u64,
+}
+
+enum Step {
+    Done,
+    Wait,
+    Commit(Group),
+}
+
+impl Shared {
+    /// Commits what is ready, in order, until the queue is empty.
+    pub(super) async fn commits(self: &Arc<Self>, file: &Arc<File>) {
+        let mut tries = 0;
+        loop {
+            if self.fenced.load(Ordering::Acquire) {
+                self.drop_all(file);
+                return;
+            }
+            let step = next_step(file, &mut file.state.lock());
+            match step {
+                Step::Done => return,
+                Step::Wait => file.wake.notified().await,
+                Step::Commit(group) => tries = self.commit_group(file, group, tries).await,
+            }
+        }
+    }
+
+    /// Sends one commit until there is an answer. Returns the failed tries in a row.
+    async fn commit_group(self: &Arc<Self>, file: &Arc<File>, group: Group, mut tries: u32) -> u32 {
+        let lsn = self.next_lsn();
+        loop {
+            let (attempt, kicks) = file.state.lock().begin_attempt();
+            self.stats.commits.fetch_add(1, Ordering::Relaxed);
+            let error = match self.sink.commit(lsn, group.file.clone()).await {
+                Ok(attr) => {
+                    self.stats.inline_bytes.fetch_add(group.inline_bytes, Ordering::Relaxed);
+                    self.finish(file, group.batches, Some(&attr));
+                    return 0;
+                }
+                Err(e) => e,
+            };
+            match error {
+                FsError::UseObject if group.inline_bytes > 0 => {
+                    self.use_objects(file, group.batches);
+                    return tries;
+                }
+                FsError::Stale | FsError::Fenced => {
+                    self.fence();
+                    return tries;
+                }
+                FsError::NotFound => {
+                    tracing::info!(ino = %file.ino, "the file is gone, its uncommitted data is dropped");
+                    for id in objects(&group.file) {
+                        self.discard(id);
+                    }
+                    self.finish(file, group.batches, None);
+                    return 0;
+                }
+                e if e.is_retryable() => self.after_failure(file, None, attempt, kicks, tries).await,
+                e => {
+                    tracing::warn!(ino = %file.ino, error = %e, "commit refused, the data stays in memory");
+                    file.state.lock().sealed.iter_mut().take(group.batches).for_each(|s| s.committing = false);
+                    self.after_failure(file, Some(e), attempt, kicks, tries).await;
+                    return tries + 1; // refused = not applied: what is ready by then is a new commit
+                }
+            }
+            tries += 1;
+        }
+    }
+
+    /// The first `n` batches are committed, or their inode is gone.
+    fn finish(&self, file: &File, n: usize, attr: Option<&Attr>) {
+        self.listener.committed(file.ino, attr);
+        let (mut cost, mut bytes) = (0, 0);
+        {
+            let mut st = file.state.lock();
+            for s in st.sealed.drain(..n) {
+                cost += s.data.cost() as i64;
+                bytes += s.data.bytes;
+            }
+            if st.failure.take().is_some() {
+                self.failing.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        self.charge(-cost);
+        self.credits.settle(bytes);
+        file.changed.notify_waiters();
+    }
+
+    /// The partition has no inline budget: the inline ones of the first `n` batches are uploaded instead.
+    fn use_objects(self: &Arc<Self>, file: &Arc<File>, n: usize) {
+        *self.inline_off_until.lock() = Some(Instant::now() + INLINE_OFF);
+        let mut st = file.state.lock();
+        let mut again = Vec::new();
+        for s in st.sealed.iter_mut().take(n) {
+            s.committing = false;
+            if s.status == Status::Inline {
+                s.status = Status::Uploading;
+                again.push(s.seq);
+            }
+        }
+        for seq in again {
+            self.start(file, &mut st, seq);
+        }
+    }
+
+    /// Ends everything: the cluster ended the session.
+    pub(super) fn fence(&self) {
+        if !self.fenced.swap(true, Ordering::AcqRel) {
+            tracing::error!("the session was ended by the cluster; uncommitted data is lost");
+        }
+        let files: Vec<Arc<File>> = self.files.lock().values().cloned().collect();
+        for file in files {
+            self.drop_all(&file);
+            file.kick.notify_waiters();
+            file.wake.notify_one();
+        }
+        self.space.notify_waiters();
+    }
+
+    fn drop_all(&self, file: &File) {
+        let cost = {
+            let mut st = file.state.lock();
+            let open = st.open.take().map_or(0, |o| o.segments.cost());
+            let sealed: u64 = st.sealed.drain(..).map(|s| s.data.cost()).sum();
+            if st.failure.take().is_some() {
+                self.failing.fetch_sub(1, Ordering::AcqRel);
+            }
+            st.worker = false;
+            open + sealed
+        };
+        self.charge(-(cost as i64));
+        file.changed.notify_waiters();
+    }
+
+    /// Objects that are or may be in the store and not committed.
+    pub(super) fn uncommitted_objects(&self) -> u64 {
+        let files = self.files.lock();
+        files.values().map(|f| f.state.lock().sealed.iter().filter(|s| s.status != Status::Inline).count() as u64).sum()
+    }
+}
+
+fn objects(file: &CommitFile) -> Vec<ObjectId> {
+    let mut ids: Vec<ObjectId> = Vec::new();
+    for p in &file.pieces {
+        if let Piece::Extent(Extent { source: Source::Object { id, .. }, .. }) = p {
+            if ids.last() != Some(id) {
+                ids.push(*id);
+            }
+        }
+    }
+    ids
+}
+
+/// Collects the ready batches at the head of the queue into one commit.
+fn next_step(file: &File, st: &mut State) -> Step {
+    let Some(head) = st.sealed.front() else {
+        st.worker = false;
+        return Step::Done;
+    };
+    let mut commit = CommitFile {
+        ino: file.ino,
+        trunc_seq: head.trunc_seq,
+        pieces: Vec::new(),
+        mtime: None,
+        grow_to: 0,
+        kill_priv: false,
+    };
+    let (mut batches, mut inline_bytes) = (0, 0);
+    for s in &mut st.sealed {
+        let inline = s.status == Status::Inline;
+        let bytes = if inline { s.data.bytes } else { 0 };
+        let runs = s.data.runs();
+        if s.status == Status::Uploading
+            || s.trunc_seq != commit.trunc_seq
+            || (batches > 0 && commit.pieces.len() + runs.len() > limits::COMMIT_ITEMS_MAX)
+            || (batches > 0 && inline_bytes + bytes > limits::INLINE_COMMIT_BYTES_MAX as u64)
+        {
+            break;
+        }
+        let mut skip = 0;
+        for (offset, len, segments) in runs {
+            commit.pieces.push(match s.status {
+                Status::Uploaded(id) => {
+                    let source = Source::Object { id, home: file.ino, skip };
+                    Piece::Extent(Extent { offset, len, codec: 0, source })
+                }
+                _ => Piece::Inline { offset, bytes: s.data.join(segments) },
+            });
+            skip += len;
+        }
+        s.committing = true;
+        commit.mtime = s.mtime;
+        commit.grow_to = commit.grow_to.max(s.data.end());
+        commit.kill_priv |= s.kill_priv;
+        inline_bytes += bytes;
+        batches += 1;
+    }
+    if batches == 0 { Step::Wait } else { Step::Commit(Group { batches, file: commit, inline_bytes }) }
+}
