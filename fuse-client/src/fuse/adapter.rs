@@ -8,15 +8,15 @@ use super::convert::{Root, bytes, errno, file_type, head, no_inode, set_time};
 use super::flags;
 use crate::vfs::{Change, Lookup, Opened, Request, Vfs};
 use bytes::Bytes;
+use fusefs_types::{
+    FsError, FsResult,
+    ops::{RenameMode, XattrMode},
+};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
     ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
-};
-use fusefs_types::{
-    FsError, FsResult,
-    ops::{RenameMode, XattrMode},
 };
 use std::ffi::OsStr;
 use std::future::Future;
@@ -69,8 +69,7 @@ impl Adapter {
         });
         let _inside = self.runtime.enter();
         // The waker does nothing: the runtime polls again after the move and leaves its own.
-        let polled =
-            catch_unwind(AssertUnwindSafe(|| whole.as_mut().poll(&mut Context::from_waker(Waker::noop()))));
+        let polled = catch_unwind(AssertUnwindSafe(|| whole.as_mut().poll(&mut Context::from_waker(Waker::noop()))));
         match polled {
             Ok(std::task::Poll::Ready(())) => {}
             Ok(std::task::Poll::Pending) => drop(self.runtime.spawn(whole)),
@@ -128,9 +127,7 @@ impl Filesystem for Adapter {
         let (root, dir, name) = (self.root, self.root.ino(parent), bytes(name));
         let op = |vfs: Arc<Vfs>, rq: Arc<Request>| async move { vfs.lookup(&rq, dir, name).await };
         self.run(rq, op, move |r| match r {
-            Ok(Lookup::Found(e)) => {
-                reply.entry_with_ttls(&e.attr_ttl, &e.entry_ttl, &root.attr(&e.attr), GENERATION)
-            }
+            Ok(Lookup::Found(e)) => reply.entry_with_ttls(&e.attr_ttl, &e.entry_ttl, &root.attr(&e.attr), GENERATION),
             Ok(Lookup::Absent(ttl)) if ttl.is_zero() => reply.error(Errno::ENOENT),
             Ok(Lookup::Absent(ttl)) => {
                 let none = no_inode(fusefs_types::FileKind::Regular);
@@ -383,14 +380,7 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn releasedir(
-        &self,
-        _rq: &fuser::Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn releasedir(&self, _rq: &fuser::Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         self.vfs.releasedir(self.root.ino(ino), fh.0);
         reply.ok();
     }
@@ -469,9 +459,8 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (root, dir, name) = (self.root, self.root.ino(parent), bytes(name));
-        let op = |vfs: Arc<Vfs>, rq: Arc<Request>| async move {
-            vfs.create(&rq, dir, name, mode_bits(mode), flags).await
-        };
+        let op =
+            |vfs: Arc<Vfs>, rq: Arc<Request>| async move { vfs.create(&rq, dir, name, mode_bits(mode), flags).await };
         self.run(rq, op, move |r| match r {
             Ok((e, o)) => {
                 let (attr, ttl) = root.entry(&e);
@@ -492,21 +481,12 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let ino = self.root.ino(ino);
-        let op = |vfs: Arc<Vfs>, rq: Arc<Request>| async move {
-            vfs.fallocate(&rq, ino, fh.0, offset, length, mode).await
-        };
+        let op =
+            |vfs: Arc<Vfs>, rq: Arc<Request>| async move { vfs.fallocate(&rq, ino, fh.0, offset, length, mode).await };
         self.run(rq, op, empty(reply));
     }
 
-    fn lseek(
-        &self,
-        rq: &fuser::Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
+    fn lseek(&self, rq: &fuser::Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let ino = self.root.ino(ino);
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
         let op = |vfs: Arc<Vfs>, rq: Arc<Request>| async move { vfs.lseek(&rq, ino, offset, whence).await };

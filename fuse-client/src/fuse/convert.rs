@@ -2,8 +2,8 @@
 
 use crate::vfs::{Entry, Request};
 use bytes::Bytes;
-use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
 use fusefs_types::{Attr, FileKind, FsError, Ino, Time, ops::SetTime};
+use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -3,5 +3,10 @@
 mod adapter;
 mod convert;
 mod flags;
+mod mount;
+#[cfg(target_os = "linux")]
+pub mod mountinfo;
+pub mod passthrough;
 
 pub use adapter::Adapter;
+pub use mount::{MountError, MountSettings, Mounted, SUBTYPE, Unmounter, mount, mount_filesystem};

@@ -55,11 +55,7 @@ impl Vfs {
     pub(super) fn entry(&self, attr: &Attr, sent: u64) -> Entry {
         let shown = self.learn_attr(attr, sent);
         let now = self.now();
-        Entry {
-            attr: shown,
-            attr_ttl: left(self.attr_until(sent), now),
-            entry_ttl: left(self.entry_until(sent), now),
-        }
+        Entry { attr: shown, attr_ttl: left(self.attr_until(sent), now), entry_ttl: left(self.entry_until(sent), now) }
     }
 
     /// chmod, chown, truncate, utimens: 1 RPC, after the dirty bytes that a truncation does not cut.
@@ -109,7 +105,8 @@ impl Vfs {
         let inodes = or(self.settings.capacity.1, UNLIMITED_INODES);
         Ok(FsStat {
             bytes,
-            bytes_free: bytes.saturating_sub(usage.bytes.saturating_add(usage.inline_bytes.min(limits::INLINE_BUDGET_BYTES))),
+            bytes_free: bytes
+                .saturating_sub(usage.bytes.saturating_add(usage.inline_bytes.min(limits::INLINE_BUDGET_BYTES))),
             inodes,
             inodes_free: inodes.saturating_sub(usage.inodes),
         })

@@ -69,15 +69,7 @@ impl Vfs {
 
     /// Writes into the buffer of the data path. 0 RPCs (1 per attribute validity); O_SYNC and O_DSYNC commit first;
     /// O_APPEND is 1 RPC (the partition assigns the offset, PROTOCOL 38). Returns the bytes taken: all.
-    pub async fn write(
-        &self,
-        _rq: &Request,
-        ino: Ino,
-        fh: u64,
-        offset: u64,
-        data: Bytes,
-        flags: i32,
-    ) -> FsResult<u32> {
+    pub async fn write(&self, _rq: &Request, ino: Ino, fh: u64, offset: u64, data: Bytes, flags: i32) -> FsResult<u32> {
         self.gate_change().await?;
         Handle::unpack(fh).ok_or(FsError::BadHandle)?;
         let len = u32::try_from(data.len()).map_err(|_| FsError::Invalid)?;

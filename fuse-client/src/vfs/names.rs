@@ -188,13 +188,7 @@ impl Vfs {
     }
 
     /// renameat2(2). 1 RPC.
-    pub async fn rename(
-        &self,
-        rq: &Request,
-        from: (Ino, Bytes),
-        to: (Ino, Bytes),
-        mode: RenameMode,
-    ) -> FsResult<()> {
+    pub async fn rename(&self, rq: &Request, from: (Ino, Bytes), to: (Ino, Bytes), mode: RenameMode) -> FsResult<()> {
         self.gate_change().await?;
         let (old, new) = (Name::new(from.1)?, Name::new(to.1)?);
         let (old_dir, new_dir) = (from.0, to.0);

@@ -30,15 +30,7 @@ impl Vfs {
     ///
     /// Space is accounted per volume, so allocation reserves nothing: mode 0 only sets the size, and existing bytes,
     /// also those that another client writes at the same time, are never touched.
-    pub async fn fallocate(
-        &self,
-        rq: &Request,
-        ino: Ino,
-        fh: u64,
-        offset: u64,
-        len: u64,
-        mode: i32,
-    ) -> FsResult<()> {
+    pub async fn fallocate(&self, rq: &Request, ino: Ino, fh: u64, offset: u64, len: u64, mode: i32) -> FsResult<()> {
         self.gate_change().await?;
         Handle::unpack(fh).filter(|h| h.writes()).ok_or(FsError::BadHandle)?;
         if len == 0 {
@@ -182,8 +174,11 @@ mod tests {
     use fusefs_types::ObjectId;
 
     fn data(offset: u64, len: u64) -> Extent {
-        let source =
-            Source::Object { id: ObjectId { session: Default::default(), incarnation: Default::default(), counter: 1 }, home: Ino(2), skip: 0 };
+        let source = Source::Object {
+            id: ObjectId { session: Default::default(), incarnation: Default::default(), counter: 1 },
+            home: Ino(2),
+            skip: 0,
+        };
         Extent { offset, len, codec: 0, source }
     }
 
@@ -191,9 +186,13 @@ mod tests {
     fn seeks_find_data_and_holes() {
         let zero = Extent { source: Source::Zero, ..data(20, 10) };
         let map = [data(0, 10), data(10, 5), zero, data(40, 10)];
-        for (at, want_data, want_hole) in
-            [(0, Some(0), Some(15)), (3, Some(3), Some(15)), (15, Some(40), Some(15)), (22, Some(40), Some(22)), (45, Some(45), None)]
-        {
+        for (at, want_data, want_hole) in [
+            (0, Some(0), Some(15)),
+            (3, Some(3), Some(15)),
+            (15, Some(40), Some(15)),
+            (22, Some(40), Some(22)),
+            (45, Some(45), None),
+        ] {
             assert_eq!(seek_in(&map, at, SEEK_DATA, 50), want_data, "data from {at}");
             assert_eq!(seek_in(&map, at, SEEK_HOLE, 50), want_hole, "hole from {at}");
         }
