@@ -1,0 +1,211 @@
+//! Which stored replies the partitions may drop (PROTOCOL 16).
+//!
+//! An operation is outstanding from its first [`Acks::begin`] until [`Acks::done`] (its reply reached the caller's
+//! caller, normally the kernel). A partition is told the numbers below the lowest outstanding one of a counter, and only
+//! now and then, because each acknowledgement is logged with the command that carries it. Numbers that a reader holds
+//! but has not begun yet may be covered by mistake; the partition then answers TooOld, and the operation runs under
+//! another id (see [`Acks::substitute`]). That is safe because a number is never covered once it has begun.
+
+use fusefs_types::{
+    PartitionId,
+    ids::{AckRange, MountId, OpId, Origin},
+};
+use std::collections::BTreeMap;
+
+/// Replies left at a partition before it is told about them.
+const BATCH: u32 = 32;
+/// Replies left at a partition when a stuck operation makes it worth to name the numbers around it.
+const STUCK: u32 = 4096;
+/// Most ranges around stuck operations.
+const HOLES_MAX: usize = 64;
+
+#[derive(Clone, Copy, Default)]
+struct Begun {
+    /// An attempt may have been executed.
+    unknown: bool,
+    substitute: Option<OpId>,
+}
+
+#[derive(Default)]
+struct Counter {
+    outstanding: BTreeMap<(u64, u32), Begun>,
+    /// Highest number done; it is acknowledged only two batches later, when readers have begun what they held.
+    highest: u64,
+    candidate: u64,
+    settled: u64,
+    done: u32,
+}
+
+#[derive(Default)]
+struct Stored {
+    replies: u32,
+    /// Everything up to here is acknowledged, by counter.
+    floor: BTreeMap<Origin, u64>,
+}
+
+/// Bookkeeping of one mount.
+#[derive(Default)]
+pub(crate) struct Acks {
+    mount: MountId,
+    counters: BTreeMap<Origin, Counter>,
+    stored: BTreeMap<PartitionId, Stored>,
+}
+
+impl Acks {
+    pub fn new(mount: MountId) -> Acks {
+        Acks { mount, ..Acks::default() }
+    }
+
+    /// Notes an operation; returns the id to send it under.
+    pub fn begin(&mut self, op: OpId) -> OpId {
+        let counter = self.counters.entry(op.origin).or_default();
+        counter.outstanding.entry((op.number, op.step)).or_default().substitute.unwrap_or(op)
+    }
+
+    /// An attempt ended without an answer.
+    pub fn unknown(&mut self, op: OpId) {
+        if let Some(begun) = self.begun(op) {
+            begun.unknown = true;
+        }
+    }
+
+    /// TooOld came for `op`: whether it may run as `fresh`, because no attempt of it can have been executed.
+    pub fn substitute(&mut self, op: OpId, fresh: OpId) -> bool {
+        match self.begun(op) {
+            Some(begun) if !begun.unknown && begun.substitute.is_none() => begun.substitute = Some(fresh),
+            _ => return false,
+        }
+        self.begin(fresh);
+        true
+    }
+
+    fn begun(&mut self, op: OpId) -> Option<&mut Begun> {
+        self.counters.get_mut(&op.origin)?.outstanding.get_mut(&(op.number, op.step))
+    }
+
+    /// A partition answered an operation and keeps the reply.
+    pub fn stored(&mut self, partition: PartitionId) {
+        self.stored.entry(partition).or_default().replies += 1;
+    }
+
+    /// The reply reached its receiver.
+    pub fn done(&mut self, op: OpId) {
+        let Some(counter) = self.counters.get_mut(&op.origin) else { return };
+        let Some(begun) = counter.outstanding.remove(&(op.number, op.step)) else { return };
+        counter.highest = counter.highest.max(op.number);
+        counter.done += 1;
+        if counter.done >= BATCH {
+            counter.done = 0;
+            counter.settled = counter.candidate;
+            counter.candidate = counter.highest;
+        }
+        if let Some(fresh) = begun.substitute {
+            self.done(fresh);
+        }
+    }
+
+    /// What to send along with the next mutation to a partition.
+    pub fn take(&self, partition: PartitionId) -> Vec<AckRange> {
+        let Some(stored) = self.stored.get(&partition).filter(|s| s.replies >= BATCH) else { return Vec::new() };
+        let mut ranges = Vec::new();
+        for (origin, counter) in &self.counters {
+            let floor = stored.floor.get(origin).copied().unwrap_or(0);
+            let lowest = counter.outstanding.first_key_value().map_or(u64::MAX, |((n, _), _)| *n);
+            let last = counter.settled.min(lowest.saturating_sub(1));
+            if last > floor {
+                ranges.push(AckRange { mount: self.mount, origin: *origin, first: floor + 1, last });
+            }
+            if stored.replies >= STUCK && lowest < counter.settled {
+                self.holes(*origin, counter, &mut ranges);
+            }
+        }
+        ranges
+    }
+
+    /// The numbers between outstanding ones.
+    fn holes(&self, origin: Origin, counter: &Counter, ranges: &mut Vec<AckRange>) {
+        let mut numbers = counter.outstanding.keys().map(|(n, _)| *n).filter(|n| *n < counter.settled).peekable();
+        while let Some(n) = numbers.next() {
+            let (first, last) = (n + 1, numbers.peek().map_or(counter.settled, |next| next.saturating_sub(1)));
+            if first <= last && ranges.len() < HOLES_MAX {
+                ranges.push(AckRange { mount: self.mount, origin, first, last });
+            }
+        }
+    }
+
+    /// A mutation that carried these ranges was answered.
+    pub fn confirm(&mut self, partition: PartitionId, ranges: &[AckRange]) {
+        let Some(stored) = self.stored.get_mut(&partition).filter(|_| !ranges.is_empty()) else { return };
+        stored.replies = 0;
+        for range in ranges {
+            let floor = stored.floor.entry(range.origin).or_default();
+            if range.first == *floor + 1 {
+                *floor = range.last;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const P: PartitionId = PartitionId(1);
+
+    fn op(number: u64) -> OpId {
+        OpId { mount: MountId(7), origin: Origin::Fuse, number, step: 0 }
+    }
+
+    fn run(acks: &mut Acks, numbers: impl Iterator<Item = u64>) {
+        for n in numbers {
+            acks.begin(op(n));
+            acks.stored(P);
+            acks.done(op(n));
+        }
+    }
+
+    #[test]
+    fn everything_below_the_lowest_outstanding_goes() {
+        let mut acks = Acks::new(MountId(7));
+        run(&mut acks, (1..=8).map(|n| n * 2));
+        assert_eq!(acks.take(P), [], "few replies are not worth a range");
+        acks.begin(op(101));
+        run(&mut acks, (10..=100).map(|n| n * 2));
+        let ranges = acks.take(P);
+        assert_eq!(ranges.len(), 1);
+        assert_eq!((ranges[0].first, ranges[0].last), (1, 100), "101 is outstanding");
+        acks.confirm(P, &ranges);
+        assert_eq!(acks.take(P), []);
+        acks.done(op(101));
+        run(&mut acks, (101..=300).map(|n| n * 2));
+        let next = acks.take(P);
+        assert_eq!(next[0].first, 101);
+        assert!(next[0].last < 600, "the newest batch is held back");
+        assert_eq!(acks.take(PartitionId(2)), [], "nothing is stored there");
+    }
+
+    #[test]
+    fn stuck_operations_are_gone_around() {
+        let mut acks = Acks::new(MountId(7));
+        acks.begin(op(3));
+        run(&mut acks, 10..=5000);
+        let ranges = acks.take(P);
+        assert!(ranges.iter().all(|r| !(r.first..=r.last).contains(&3)), "{ranges:?}");
+        assert!(ranges.iter().any(|r| r.first == 4 && r.last > 4000), "{ranges:?}");
+    }
+
+    #[test]
+    fn a_substitute_is_kept_and_used_only_when_nothing_ran() {
+        let fresh = OpId { origin: Origin::Internal, ..op(1) };
+        let mut acks = Acks::new(MountId(7));
+        assert_eq!(acks.begin(op(5)), op(5));
+        assert!(acks.substitute(op(5), fresh));
+        assert_eq!(acks.begin(op(5)), fresh);
+        assert!(!acks.substitute(op(5), op(9)));
+        acks.begin(op(6));
+        acks.unknown(op(6));
+        assert!(!acks.substitute(op(6), fresh));
+        acks.done(op(5));
+        assert!(acks.counters.values().map(|c| c.outstanding.len()).sum::<usize>() == 1);
+    }
+}
