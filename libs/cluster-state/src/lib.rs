@@ -13,6 +13,7 @@ mod snapshot;
 pub mod valid;
 mod view;
 
+pub use view::store_place;
 pub use command::{Applied, Command, Outcome, Reject};
 pub use snapshot::SnapshotError;
 

@@ -38,6 +38,8 @@ pub struct Volume {
     pub generation: u64,
     /// When it was asked for (Unix ns).
     pub created_ns: u64,
+    /// It was ready once, so that there may be objects.
+    pub served: bool,
 }
 
 /// A range granted to a partition, and whether its leader has taken it.
@@ -133,7 +135,7 @@ pub struct Doomed {
 
 pack_struct!(Volume {
     id, spec, store, state, capacity, inodes, replicas, hash_key, redundancy, partitions, next_range, generation,
-    created_ns,
+    created_ns, served,
 });
 pack_struct!(Grant { range, generation });
 pack_struct!(Partition { id, volume, members, ranges, undelivered });

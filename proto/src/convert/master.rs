@@ -26,7 +26,7 @@ pub fn request(envelope: &Envelope, call: &MasterCall, forwarded: u32) -> pb::Ma
 
 /// A request from the wire: envelope, call, hops.
 pub fn from_request(r: pb::MasterRequest) -> FsResult<(Envelope, MasterCall, u32)> {
-    Ok((super::common::from_envelope(r.envelope)?, from_call(need(r.call)?)?, r.forwarded))
+    Ok((super::common::from_envelope(r.envelope)?, from_call(r.call.ok_or(FsError::UpgradeNeeded)?)?, r.forwarded))
 }
 
 fn call_to_wire(call: &MasterCall) -> Call {
@@ -106,7 +106,7 @@ pub fn response(result: &Result<MasterReply, MasterRefusal>) -> pb::MasterRespon
 
 /// An answer from the wire; the outer error is a malformed message.
 pub fn from_response(r: pb::MasterResponse) -> FsResult<Result<MasterReply, MasterRefusal>> {
-    Ok(match need(r.reply)? {
+    Ok(match r.reply.ok_or(FsError::UpgradeNeeded)? {
         Reply::Refusal(r) => Err(from_refusal(r)),
         reply => Ok(from_reply(reply)?),
     })
@@ -186,7 +186,7 @@ pub fn watch_response(item: &Result<VolumeMap, MasterRefusal>) -> WatchMapRespon
 
 /// One item of a map watch from the wire.
 pub fn from_watch_response(r: WatchMapResponse) -> FsResult<Result<VolumeMap, MasterRefusal>> {
-    Ok(match need(r.reply)? {
+    Ok(match r.reply.ok_or(FsError::UpgradeNeeded)? {
         WatchReply::Map(map) => Ok(from_volume_map(map)?),
         WatchReply::Refusal(r) => Err(from_refusal(r)),
     })

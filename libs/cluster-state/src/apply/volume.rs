@@ -61,6 +61,7 @@ impl ClusterState {
             next_range: 0,
             generation: 0,
             created_ns: c.at_ns,
+            served: false,
         };
         self.place(&mut volume, &c.placement, &c.redundancy);
         self.volumes.insert(id, volume);
@@ -128,6 +129,7 @@ impl ClusterState {
         match self.volumes.get_mut(&volume) {
             Some(v) if v.state != VolumeState::Deleting => {
                 v.state = VolumeState::Ready;
+                v.served = true;
                 Ok(Outcome::Ok)
             }
             _ => reject(FsError::NotFound, "the volume was deleted"),
