@@ -1,0 +1,183 @@
+//! One mounted volume: session, data path, vfs and kernel mount put together, and taken apart in the right order.
+
+use crate::{
+    Meta, Settings as VfsSettings, Vfs,
+    fuse::{MountError, MountSettings, Mounted, mount},
+    meta::Holders,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use fusefs_meta_client::{Components, MetaClient, Settings as MetaSettings};
+use fusefs_types::{
+    FsError, FsResult, Ino, SessionId, Token,
+    cluster::{MasterRefusal, SessionRequest},
+    ids::{Incarnation, MountId, OpId},
+    ops::{PartitionUsage, Read, ReadReply, Write, WriteReply},
+};
+use std::{sync::Arc, time::Duration};
+
+/// What a mount is made from.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// Masters, `host:port` each.
+    pub masters: Vec<String>,
+    /// Cluster token, empty without one.
+    pub credential: Bytes,
+    /// Volume name.
+    pub volume: String,
+    /// Host and process, for people.
+    pub name: String,
+    /// Where and how to mount.
+    pub mount: MountSettings,
+    /// Validity of cached attributes and names.
+    pub validity: Duration,
+    /// Inodes and names cached at most.
+    pub cache_inodes: usize,
+    /// Data path.
+    pub data: fusefs_data_path::Settings,
+    /// How long the end of the mount waits for dirty data.
+    pub flush_timeout: Duration,
+}
+
+/// Why a mount did not come to be.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The masters refused, or none answered.
+    #[error("{}", .0.message)]
+    Master(MasterRefusal),
+    /// The volume's object store cannot be used by this build or machine.
+    #[error("object store of the volume: {0}")]
+    Store(#[from] fusefs_data_path::StoreError),
+    /// The mount itself.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+}
+
+/// How a mount ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Bytes that could not be committed within the flush timeout: they are lost.
+    pub unflushed: u64,
+}
+
+/// A mounted volume.
+pub struct Client {
+    meta: Arc<MetaClient>,
+    vfs: Arc<Vfs>,
+    mounted: Option<Mounted>,
+    flush_timeout: Duration,
+}
+
+/// [`Meta`] over a [`MetaClient`].
+struct Remote(Arc<MetaClient>);
+
+struct Answers(Arc<dyn Holders>);
+
+impl fusefs_meta_client::Holders for Answers {
+    fn holds(&self, ino: Ino) -> bool {
+        self.0.holds(ino)
+    }
+}
+
+#[async_trait]
+impl Meta for Remote {
+    async fn write(&self, op: OpId, write: Write) -> FsResult<WriteReply> {
+        self.0.write(op, write).await
+    }
+    async fn read(&self, read: Read) -> FsResult<ReadReply> {
+        self.0.read(read).await
+    }
+    async fn usage(&self) -> FsResult<PartitionUsage> {
+        self.0.statfs().await
+    }
+    fn leased(&self) -> bool {
+        self.0.lease_valid()
+    }
+    async fn lease(&self) -> FsResult<()> {
+        self.0.wait_lease().await
+    }
+    fn replied(&self, op: OpId) {
+        self.0.ack(op);
+    }
+    fn set_holders(&self, holders: Arc<dyn Holders>) {
+        self.0.set_holders(Arc::new(Answers(holders)));
+    }
+}
+
+/// Session and vfs without a kernel mount. Must be called inside a tokio runtime.
+pub async fn connect(settings: &ClientSettings, components: Components) -> Result<(Arc<MetaClient>, Arc<Vfs>), ClientError> {
+    let mut meta_settings = MetaSettings::new(settings.masters.clone(), settings.credential.clone());
+    meta_settings.io_timeout = settings.mount.io_timeout;
+    let (clock, mount_id) = (components.clock.clone(), MountId(components.rng.next_u128()));
+    let request = SessionRequest {
+        volume: settings.volume.clone(),
+        mount: mount_id,
+        session: SessionId(0),
+        token: Token { attach: 0, incarnation: Incarnation(1) },
+        client: settings.name.clone(),
+        read_only: settings.mount.read_only,
+    };
+    let meta = MetaClient::connect(meta_settings, components, request).await.map_err(ClientError::Master)?;
+    let grant = meta.grant();
+    let store = fusefs_data_path::object::open(&grant.store, &grant.credentials)?;
+    let mut vfs_settings = VfsSettings::new(mount_id, grant.root);
+    (vfs_settings.attr_validity, vfs_settings.entry_validity, vfs_settings.negative_validity) =
+        (settings.validity, settings.validity, settings.validity);
+    (vfs_settings.inodes, vfs_settings.dentries) = (settings.cache_inodes, settings.cache_inodes);
+    vfs_settings.capacity = (grant.volume.capacity, grant.volume.inodes);
+    vfs_settings.read_only = settings.mount.read_only;
+    vfs_settings.soft = settings.mount.io_timeout;
+    let mut data = settings.data.clone();
+    data.conditional_put = grant.store.probe.iter().any(|c| c.name.starts_with("conditional") && c.ok);
+    let owner = (grant.session, grant.token.incarnation);
+    let vfs = Vfs::new(vfs_settings, Arc::new(Remote(meta.clone())), store, data, clock, owner);
+    Ok((meta, Arc::new(vfs)))
+}
+
+impl Client {
+    /// Opens a session and mounts. Must be called inside a multi-threaded tokio runtime.
+    pub async fn mount(settings: &ClientSettings, components: Components) -> Result<Client, ClientError> {
+        let (meta, vfs) = connect(settings, components).await?;
+        let runtime = tokio::runtime::Handle::current();
+        let (mount_settings, fs) = (settings.mount.clone(), vfs.clone());
+        let mounting = tokio::task::spawn_blocking(move || mount(&mount_settings, fs, runtime)).await;
+        let result = mounting.unwrap_or_else(|e| Err(MountError::Other(settings.mount.mountpoint.clone(), std::io::Error::other(e))));
+        match result {
+            Ok(mounted) => Ok(Client { meta, vfs, mounted: Some(mounted), flush_timeout: settings.flush_timeout }),
+            Err(e) => {
+                // Nothing was written yet: the session must not linger until its time is up.
+                let _ = meta.close(0).await;
+                Err(e.into())
+            }
+        }
+    }
+
+    /// The session.
+    pub fn meta(&self) -> &Arc<MetaClient> {
+        &self.meta
+    }
+    /// The file system.
+    pub fn vfs(&self) -> &Arc<Vfs> {
+        &self.vfs
+    }
+    /// A handle that unmounts from elsewhere.
+    pub fn unmounter(&self) -> Option<crate::fuse::Unmounter> {
+        self.mounted.as_ref().map(Mounted::unmounter)
+    }
+    /// Waits until somebody unmounts, then flushes what is dirty and closes the session.
+    pub async fn run(mut self) -> Ended {
+        if let Some(mounted) = self.mounted.take() {
+            let waited = tokio::task::spawn_blocking(move || mounted.wait()).await;
+            if let Ok(Err(error)) = waited {
+                tracing::warn!(%error, "the FUSE session ended with an error");
+            }
+        }
+        let end = self.vfs.data().shutdown(self.flush_timeout).await;
+        if let Err(refusal) = self.meta.close(end.leftovers).await
+            && refusal.error != FsError::Stale
+        {
+            tracing::warn!(reason = %refusal.message, "closing the session failed; the cluster ends it when its time is up");
+        }
+        Ended { unflushed: end.unflushed }
+    }
+}
