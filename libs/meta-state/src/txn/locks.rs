@@ -59,7 +59,7 @@ pub fn blocked_dir(p: &Partition, dir: Ino) -> bool {
 }
 
 fn blocked(p: &Partition, key: &LockKey) -> bool {
-    if p.t.locks.is_empty() {
+    if p.t.locks.is_empty() || p.faults.no_block {
         return false;
     }
     let Some(lock) = p.t.locks.get(key) else { return false };

@@ -27,6 +27,8 @@ pub struct Faults {
     pub no_locks: bool,
     /// Directory moves are not checked for cycles.
     pub no_ancestry: bool,
+    /// Readers look through locks.
+    pub no_block: bool,
 }
 
 /// Executes a transaction command.
