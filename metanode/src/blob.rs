@@ -10,7 +10,10 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// Name of one put: (log index, position in the entry).
@@ -18,6 +21,9 @@ pub type BlobKey = (u64, u32);
 
 /// index u64, n u32, len u32 in front of the bytes; lets compaction walk a segment without an index of its own.
 const HEADER: u64 = 16;
+
+/// Makes file names unique in the process: a store may be opened while an older one of the same replica still lives.
+static STORES: AtomicU64 = AtomicU64::new(0);
 
 /// Where segments live.
 #[derive(Clone, Debug)]
@@ -48,11 +54,11 @@ struct Segment {
 }
 
 impl Segment {
-    fn create(medium: &Medium, id: u64) -> io::Result<Segment> {
+    fn create(medium: &Medium, store: u64, id: u64) -> io::Result<Segment> {
         let body = match medium {
             Medium::Memory => Body::Memory(Mutex::new(Vec::new())),
             Medium::Dir(dir) => {
-                let path = dir.join(format!("{id:08}.blob"));
+                let path = dir.join(format!("{store}-{id:08}.blob"));
                 let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
                 Body::File(file, path)
             }
@@ -111,6 +117,7 @@ struct Slot {
 /// Blob store of one replica. Owned by the state machine: `put` and `free` happen in `apply`, reads under its shared lock.
 pub struct BlobStore {
     medium: Medium,
+    number: u64,
     segment_bytes: u64,
     index: imbl::OrdMap<BlobKey, Place>,
     slots: BTreeMap<u64, Slot>,
@@ -130,6 +137,7 @@ impl BlobStore {
         let segment_bytes = segment_bytes.max(1);
         Ok(BlobStore {
             medium,
+            number: STORES.fetch_add(1, Ordering::Relaxed),
             segment_bytes,
             index: imbl::OrdMap::new(),
             slots: BTreeMap::new(),
@@ -152,7 +160,7 @@ impl BlobStore {
         let full = self.slots.get(&self.current).is_none_or(|s| s.end >= self.segment_bytes);
         if full {
             let id = self.current + 1;
-            let segment = Arc::new(Segment::create(&self.medium, id)?);
+            let segment = Arc::new(Segment::create(&self.medium, self.number, id)?);
             self.slots.insert(id, Slot { segment, end: 0, live: 0 });
             let sealed = std::mem::replace(&mut self.current, id);
             self.drop_if_empty(sealed);

@@ -51,10 +51,6 @@ impl Holders {
     pub fn len(&self) -> usize {
         self.open.values().map(BTreeSet::len).sum()
     }
-    /// Nothing is open.
-    pub fn is_empty(&self) -> bool {
-        self.open.is_empty()
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Settings of one metanode. The CLI resolves defaults < file < environment < flags into this struct.
 
-use fusefs_types::limits;
+use crate::StartError;
+use fusefs_types::{auth::ClusterToken, limits};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -79,4 +80,25 @@ impl Settings {
             blob_segment_bytes: default_blob_segment_bytes(),
         }
     }
+}
+
+impl Settings {
+    /// The cluster token, if a file is configured.
+    pub(crate) fn token(&self) -> Result<Option<ClusterToken>, StartError> {
+        let Some(file) = &self.cluster_token_file else { return Ok(None) };
+        let bytes = std::fs::read(file).map_err(|e| StartError::Token(file.clone(), e))?;
+        ClusterToken::new(&bytes).map(Some).map_err(|_| {
+            StartError::Settings(format!(
+                "the cluster token in {} must be 16 to 1024 printable ASCII characters",
+                file.display()
+            ))
+        })
+    }
+}
+
+/// Off loopback nobody serves without a token (PROTOCOL 50).
+pub(crate) fn token_needed(listen: &str) -> StartError {
+    StartError::Settings(format!(
+        "{listen} is not a loopback address: a cluster token is required there (cluster_token_file)"
+    ))
 }

@@ -1,0 +1,7 @@
+//! The core of metanodes in one process: simulated disks, memory networks, a scripted master, paused time.
+
+mod auth;
+mod background;
+mod local;
+mod transactions;
+mod world;
