@@ -211,8 +211,6 @@ impl Core {
         let reachable = masters.iter().filter(|m| m.2).count();
         let message = if let Some(why) = status.stopped {
             format!("this master has stopped: {why}")
-        } else if status.ready {
-            self.waiting_text(call)
         } else if reachable <= masters.len() / 2 {
             let silent: Vec<_> = masters.iter().filter(|m| !m.2).map(|m| m.0.as_str()).collect();
             format!(
@@ -220,6 +218,8 @@ impl Core {
                 masters.len(),
                 silent.join(", ")
             )
+        } else if status.ready {
+            self.waiting_text(call)
         } else {
             match status.leader {
                 Some(leader) => format!("the leading master {leader} did not answer in time; try again"),
@@ -247,7 +247,7 @@ impl Core {
     async fn attempt(&self, envelope: &Envelope, call: &MasterCall, hops: u32, ask: &Ask) -> Step<MasterReply> {
         let status = self.log.leadership().borrow().clone();
         if let Some(why) = &status.stopped {
-            return halt(FsError::Io, format!("this master has stopped: {why}"));
+            return halt(FsError::Unavailable, format!("this master has stopped: {why}"));
         }
         if status.ready {
             self.enter(&status);
