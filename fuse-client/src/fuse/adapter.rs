@@ -312,7 +312,7 @@ impl Filesystem for Adapter {
 
     fn release(
         &self,
-        _rq: &fuser::Request,
+        rq: &fuser::Request,
         ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -320,8 +320,13 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.vfs.release(self.root.ino(ino), fh.0);
-        reply.ok();
+        // Nobody waits for the answer, which comes when the cluster knows of the close of an orphan.
+        let ino = self.root.ino(ino);
+        let op = |vfs: Arc<Vfs>, _: Arc<Request>| async move {
+            vfs.release(ino, fh.0).await;
+            Ok(())
+        };
+        self.run(rq, op, empty(reply));
     }
 
     fn fsync(&self, rq: &fuser::Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {

@@ -66,8 +66,7 @@ impl Vfs {
         }
         let Some(size) = change.size else { return self.setattr_now(rq, ino, change).await };
         super::check_size(0, size)?;
-        self.data.hold(ino, Some(size)).await?;
-        let _held = Held { vfs: self, ino };
+        let _held = self.data.truncate_barrier(ino, size).await?;
         self.setattr_now(rq, ino, change).await
     }
 
@@ -110,18 +109,6 @@ impl Vfs {
             inodes,
             inodes_free: inodes.saturating_sub(usage.inodes),
         })
-    }
-}
-
-/// Writes of one inode are held back until this is dropped.
-pub(super) struct Held<'a> {
-    pub(super) vfs: &'a Vfs,
-    pub(super) ino: Ino,
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.vfs.data.release(self.ino);
     }
 }
 

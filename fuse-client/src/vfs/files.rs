@@ -19,7 +19,8 @@ struct Opening<'a> {
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
         if !self.keep {
-            self.vfs.open.remove(self.ino);
+            // If the cluster was told of this open, it hears of its end with the next close that is sent.
+            self.vfs.open.abandon(self.ino);
         }
     }
 }
@@ -50,11 +51,19 @@ impl Vfs {
         Ok(self.opened(flags, keep_cache))
     }
 
-    /// Last reference to a handle is gone. 0 RPCs: whether this mount holds the inode is asked when it matters.
-    /// Bytes written through a mapping after the last close are committed in the background.
-    pub fn release(&self, ino: Ino, fh: u64) {
-        if Handle::unpack(fh).is_some() {
-            self.open.remove(ino);
+    /// Last reference to a handle is gone. 0 RPCs, unless the cluster asked who holds the inode and waits to hear of the
+    /// last close. Bytes written through a mapping after the last close are committed in the background.
+    pub async fn release(&self, ino: Ino, fh: u64) {
+        if Handle::unpack(fh).is_some() && self.open.remove(ino) {
+            self.tell_closed(ino).await;
+        }
+    }
+
+    /// An orphan is not held here any more.
+    pub(super) async fn tell_closed(&self, ino: Ino) {
+        if let Err(error) = self.meta.read(Read::Close { ino }).await {
+            // The end of the session frees it at the latest.
+            tracing::debug!(%ino, %error, "closing an orphan");
         }
     }
 
@@ -64,7 +73,7 @@ impl Vfs {
         Handle::unpack(fh).ok_or(FsError::BadHandle)?;
         // Bounds how long a reader may go on with an old extent map.
         self.attr(ino).await?;
-        self.data.read(ino, offset, u64::from(len)).await
+        self.data.read(ino, offset, len as usize).await
     }
 
     /// Writes into the buffer of the data path. 0 RPCs (1 per attribute validity); O_SYNC and O_DSYNC commit first;
@@ -79,13 +88,13 @@ impl Vfs {
         // What the write is relative to must not be older than the validity: a commit is clipped by truncations that
         // it did not know of.
         let (attr, _) = self.attr(ino).await?;
-        let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false };
         if flags & libc::O_APPEND != 0 {
             check_size(attr.size, u64::from(len))?;
-            self.data.append(ino, data, cx).await?;
+            self.data.append(ino, data).await?;
             return Ok(len);
         }
         check_size(offset, u64::from(len))?;
+        let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false };
         match self.data.try_write(ino, offset, &data, cx) {
             Some(done) => done?,
             None => self.data.write(ino, offset, data, cx).await?,

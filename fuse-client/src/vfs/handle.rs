@@ -5,7 +5,7 @@
 
 use fusefs_types::Ino;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What a handle was made for.
@@ -56,9 +56,17 @@ impl Handle {
 /// Open inodes of this mount.
 #[derive(Debug, Default)]
 pub struct OpenTable {
-    open: Mutex<HashMap<Ino, u32>>,
-    creating: AtomicU32,
+    state: Mutex<State>,
     number: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    open: HashMap<Ino, u32>,
+    /// Inodes that the cluster was told are held here: it waits to hear of their last close.
+    told: HashSet<Ino>,
+    /// Create-and-opens under way, whose inodes are not known yet.
+    creating: u32,
 }
 
 impl OpenTable {
@@ -68,31 +76,54 @@ impl OpenTable {
     }
     /// Counts an open; call it before the cluster is asked, so that a holder question in between is answered right.
     pub fn add(&self, ino: Ino) {
-        *self.open.lock().entry(ino).or_insert(0) += 1;
+        *self.state.lock().open.entry(ino).or_insert(0) += 1;
     }
-    /// Takes one back; true when it was the last.
+    /// Takes one back; true when the cluster waits for this: it asked, was told "open here", and this was the last.
     pub fn remove(&self, ino: Ino) -> bool {
-        let mut open = self.open.lock();
-        match open.get_mut(&ino) {
+        let mut s = self.state.lock();
+        match s.open.get_mut(&ino) {
             Some(n) if *n > 1 => {
                 *n -= 1;
-                false
+                return false;
             }
-            Some(_) => {
-                open.remove(&ino);
-                true
-            }
-            None => true,
+            Some(_) => _ = s.open.remove(&ino),
+            None => {}
+        }
+        s.told.remove(&ino)
+    }
+    /// Takes back an open that failed. If the cluster was told of it, [`OpenTable::mistaken`] gives it later.
+    pub fn abandon(&self, ino: Ino) {
+        let told = self.remove(ino);
+        if told {
+            self.state.lock().told.insert(ino);
         }
     }
     /// Whether the inode is open. While a create-and-open is under way its inode number is not known yet, so every
-    /// answer is "yes" then; the question is asked again later.
+    /// answer is "yes" then; [`OpenTable::mistaken`] corrects it.
     pub fn holds(&self, ino: Ino) -> bool {
-        self.creating.load(Ordering::Acquire) > 0 || self.open.lock().contains_key(&ino)
+        let mut s = self.state.lock();
+        let held = s.creating > 0 || s.open.contains_key(&ino);
+        if held {
+            s.told.insert(ino);
+        }
+        held
+    }
+    /// Inodes that the cluster was told are open here but are not, once nothing is being created. Each is given once:
+    /// the caller sends a close for it.
+    pub fn mistaken(&self) -> Vec<Ino> {
+        let mut s = self.state.lock();
+        if s.creating > 0 || s.told.is_empty() {
+            return Vec::new();
+        }
+        let State { open, told, .. } = &mut *s;
+        let mut wrong: Vec<Ino> = told.iter().filter(|i| !open.contains_key(i)).copied().collect();
+        wrong.sort();
+        told.retain(|i| open.contains_key(i));
+        wrong
     }
     /// Number of open inodes.
     pub fn len(&self) -> usize {
-        self.open.lock().len()
+        self.state.lock().open.len()
     }
     /// Nothing is open.
     pub fn is_empty(&self) -> bool {
@@ -100,7 +131,7 @@ impl OpenTable {
     }
     /// Marks a create-and-open as under way until the guard is dropped.
     pub fn creating(&self) -> Creating<'_> {
-        self.creating.fetch_add(1, Ordering::AcqRel);
+        self.state.lock().creating += 1;
         Creating(self)
     }
 }
@@ -110,7 +141,7 @@ pub struct Creating<'a>(&'a OpenTable);
 
 impl Drop for Creating<'_> {
     fn drop(&mut self) {
-        self.0.creating.fetch_sub(1, Ordering::AcqRel);
+        self.0.state.lock().creating -= 1;
     }
 }
 
@@ -137,11 +168,23 @@ mod tests {
         t.add(Ino(5));
         assert!(!t.remove(Ino(5)));
         assert!(t.holds(Ino(5)) && !t.holds(Ino(6)));
-        assert!(t.remove(Ino(5)));
+        assert!(t.remove(Ino(5)), "the cluster was told and wants to hear of the last close");
         assert!(!t.holds(Ino(5)));
+        t.add(Ino(5));
+        assert!(!t.remove(Ino(5)), "nobody asked");
+    }
+
+    #[test]
+    fn while_creating_every_inode_may_be_ours_and_that_is_corrected() {
+        let t = OpenTable::default();
         let g = t.creating();
-        assert!(t.holds(Ino(6)), "an unknown inode may be the one being created");
+        assert!(t.holds(Ino(6)) && t.holds(Ino(7)));
+        t.add(Ino(7));
+        assert!(t.mistaken().is_empty());
         drop(g);
-        assert!(!t.holds(Ino(6)));
+        assert_eq!(t.mistaken(), [Ino(6)]);
+        assert!(t.mistaken().is_empty());
+        assert!(!t.holds(Ino(6)) && t.holds(Ino(7)));
+        assert!(t.remove(Ino(7)));
     }
 }

@@ -101,11 +101,6 @@ impl InodeCache {
         self.shards.iter().map(|s| s.lock().len()).sum()
     }
 
-    /// Nothing is cached.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Entries dropped for room so far.
     pub fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)

@@ -1,5 +1,5 @@
 //! The file system as the kernel sees it, without a kernel: files, directories, handles and caches over [`Meta`] and
-//! [`Data`].
+//! [`DataPath`].
 //!
 //! Costs are given in RPCs to metadata partitions at each operation; "0" means answered from memory. What an answer from
 //! memory may lag behind other clients is bounded by the validities of [`Settings`]; own changes are seen at once.
@@ -20,15 +20,18 @@ mod xattrs;
 
 pub use dcache::DENTRY_COST;
 pub use icache::INODE_COST;
+pub use space::{KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, ZERO_RANGE};
 pub use request::{Change, DirItem, Entry, FsStat, Interrupt, LockFlags, Lookup, Opened, Request};
-pub use sink::Sink;
+use sink::Sink;
 
-use crate::{Data, Meta, meta::Holders};
+use crate::{Meta, meta::Holders};
 use dcache::DentryCache;
 use dirs::Listings;
+use fusefs_data_path::{DataPath, ObjectStore};
 use fusefs_types::{
     Clock, FsError, FsResult, Ino,
-    ids::{MountId, OpId},
+    SessionId,
+    ids::{Incarnation, MountId, OpId},
     limits,
     ops::{Write, WriteReply},
 };
@@ -114,7 +117,7 @@ pub struct CacheStats {
 pub struct Vfs {
     settings: Settings,
     meta: Arc<dyn Meta>,
-    data: Arc<dyn Data>,
+    data: Arc<DataPath>,
     clock: Arc<dyn Clock>,
     inodes: Arc<InodeCache>,
     names: DentryCache,
@@ -131,14 +134,19 @@ impl Holders for OpenTable {
 }
 
 impl Vfs {
-    /// A file system over `meta`; `inodes` is the cache that the data path's [`Sink`] fills with what commits return.
+    /// A file system over `meta` and `store`. Must be called inside a tokio runtime, whose workers do the background
+    /// work of the data path; `owner` names the objects it writes.
     pub fn new(
         settings: Settings,
         meta: Arc<dyn Meta>,
-        data: Arc<dyn Data>,
+        store: Arc<dyn ObjectStore>,
+        data_settings: fusefs_data_path::Settings,
         clock: Arc<dyn Clock>,
-        inodes: Arc<InodeCache>,
+        (session, incarnation): (SessionId, Incarnation),
     ) -> Vfs {
+        let inodes = Arc::new(InodeCache::new(settings.inodes));
+        let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
+        let data = DataPath::new(store, sink, clock.clone(), session, incarnation, data_settings);
         let open = Arc::new(OpenTable::default());
         meta.set_holders(open.clone());
         Vfs {
@@ -155,9 +163,9 @@ impl Vfs {
         }
     }
 
-    /// An inode cache as [`Settings`] ask for it.
-    pub fn inode_cache(settings: &Settings) -> Arc<InodeCache> {
-        Arc::new(InodeCache::new(settings.inodes))
+    /// The data path, for its counters and for the end of the mount.
+    pub fn data(&self) -> &Arc<DataPath> {
+        &self.data
     }
 
     /// The settings.

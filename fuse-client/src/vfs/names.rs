@@ -25,13 +25,19 @@ impl Vfs {
         self.gate_change().await?;
         let exclusive = flags & libc::O_EXCL != 0;
         let creating = self.open.creating();
-        let (attr, sent, existed) = self.make(rq, parent, &Name::new(name)?, NewNode::File, mode, exclusive).await?;
+        let made = self.make(rq, parent, &Name::new(name)?, NewNode::File, mode, exclusive).await;
+        if let Ok((attr, _, false)) = &made {
+            self.open.add(attr.ino);
+        }
+        drop(creating);
+        for ino in self.open.mistaken() {
+            self.tell_closed(ino).await;
+        }
+        let (attr, sent, existed) = made?;
         if existed {
             self.learn_attr(&attr, sent);
             return Err(FsError::Stale);
         }
-        self.open.add(attr.ino);
-        drop(creating);
         let entry = self.entry(&attr, sent);
         self.inodes.set_pages(attr.ino, attr.change);
         Ok((entry, self.opened(flags, true)))

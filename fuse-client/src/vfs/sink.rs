@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Carries commits to the partitions and what they answer into the inode cache, before the dirty overlay goes.
-pub struct Sink {
+pub(super) struct Sink {
     meta: Arc<dyn Meta>,
     inodes: Arc<InodeCache>,
     clock: Arc<dyn Clock>,

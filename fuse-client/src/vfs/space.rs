@@ -1,11 +1,11 @@
 //! fallocate, lseek(SEEK_DATA / SEEK_HOLE), copy_file_range.
 
-use super::{Request, Vfs, attrs::Held, check_size, handle::Handle, unexpected};
+use super::{Request, Vfs, check_size, handle::Handle, unexpected};
 use bytes::Bytes;
 use fusefs_data_path::WriteContext;
 use fusefs_types::{
-    Attr, Extent, FsError, FsResult, Ino, Source, Time,
-    ops::{Commit, CommitFile, Piece, Read, ReadReply, Write, WriteReply},
+    Extent, FsError, FsResult, Ino, Source,
+    ops::{Piece, Read, ReadReply},
 };
 
 /// FALLOC_FL_KEEP_SIZE
@@ -30,7 +30,7 @@ impl Vfs {
     ///
     /// Space is accounted per volume, so allocation reserves nothing: mode 0 only sets the size, and existing bytes,
     /// also those that another client writes at the same time, are never touched.
-    pub async fn fallocate(&self, rq: &Request, ino: Ino, fh: u64, offset: u64, len: u64, mode: i32) -> FsResult<()> {
+    pub async fn fallocate(&self, _rq: &Request, ino: Ino, fh: u64, offset: u64, len: u64, mode: i32) -> FsResult<()> {
         self.gate_change().await?;
         Handle::unpack(fh).filter(|h| h.writes()).ok_or(FsError::BadHandle)?;
         if len == 0 {
@@ -42,34 +42,17 @@ impl Vfs {
         if !matches!((action, keep_size), (0, _) | (PUNCH_HOLE, true) | (ZERO_RANGE, _)) {
             return Err(FsError::NotSupported);
         }
-        self.data.hold(ino, None).await?;
-        let _held = Held { vfs: self, ino };
         let (attr, _) = self.attr(ino).await?;
         let pieces = range_pieces(action, offset, end, attr.size, keep_size);
         let grow_to = if keep_size { 0 } else { end };
         if pieces.is_empty() && grow_to <= attr.size {
             return Ok(());
         }
-        self.commit_pieces(rq, &attr, pieces, grow_to).await
-    }
-
-    async fn commit_pieces(&self, rq: &Request, attr: &Attr, pieces: Vec<Piece>, grow_to: u64) -> FsResult<()> {
+        let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false };
         let sent = self.now();
-        let file = CommitFile {
-            ino: attr.ino,
-            trunc_seq: attr.trunc_seq,
-            pieces,
-            mtime: Some(Time(i64::try_from(self.clock.wall_ns()).unwrap_or(i64::MAX))),
-            grow_to,
-            kill_priv: false,
-        };
-        match self.mutate(rq, Write::Commit(Commit { files: vec![file] })).await? {
-            WriteReply::Committed(attrs) if attrs.len() == 1 => {
-                self.learn_attr(&attrs[0], sent);
-                Ok(())
-            }
-            _ => Err(unexpected("commit")),
-        }
+        let attr = self.data.commit_pieces(ino, pieces, grow_to, cx).await?;
+        self.learn_attr(&attr, sent);
+        Ok(())
     }
 
     /// lseek(2) with SEEK_DATA or SEEK_HOLE. Commits dirty bytes first, then 1 RPC per `EXTENTS_REPLY_MAX` extents.
@@ -121,7 +104,7 @@ impl Vfs {
         let mut done = 0u64;
         while done < len {
             let want = (len - done).min(COPY_STEP);
-            let bytes: Bytes = self.data.read(from.0, from.1 + done, want).await?;
+            let bytes: Bytes = self.data.read(from.0, from.1 + done, want as usize).await?;
             if bytes.is_empty() {
                 break;
             }

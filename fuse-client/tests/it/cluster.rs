@@ -1,0 +1,245 @@
+//! A cluster of one partition in this process: what a metanode's leader does, without raft and network. It counts what
+//! it is asked.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fusefs_data_path::object::MemoryStore;
+use fusefs_fuse_client::meta::{Holders, Meta};
+use fusefs_fuse_client::{Settings, Vfs};
+use fusefs_meta_state::{LogPos, Outcome, Partition, PartitionConfig, record::BlobKey, txn::Work};
+use fusefs_types::{
+    Clock, FsError, FsResult, Hlc, Ino, KeyRange, PartitionId, SessionId, Source, Token, VolumeId,
+    ids::{Incarnation, MountId, OpId},
+    ops::*,
+    txn::Internal,
+};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// A clock that tests push.
+#[derive(Default)]
+pub struct TestClock(AtomicU64);
+
+/// Wall time at boot: 2026.
+const BOOT_WALL_NS: u64 = 1_790_000_000_000_000_000;
+
+impl TestClock {
+    pub fn advance_ms(&self, ms: u64) {
+        self.0.fetch_add(ms * 1_000_000, Ordering::SeqCst);
+    }
+}
+
+impl Clock for TestClock {
+    fn wall_ns(&self) -> u64 {
+        BOOT_WALL_NS + self.boot_ns()
+    }
+    fn boot_ns(&self) -> u64 {
+        // Every look takes a microsecond, so that stamps differ.
+        self.0.fetch_add(1000, Ordering::SeqCst)
+    }
+}
+
+struct State {
+    p: Partition,
+    index: u64,
+    blobs: BTreeMap<BlobKey, Bytes>,
+}
+
+pub struct Cluster {
+    state: Mutex<State>,
+    holders: Mutex<BTreeMap<SessionId, Arc<dyn Holders>>>,
+    pub clock: Arc<TestClock>,
+    pub store: Arc<MemoryStore>,
+}
+
+impl Cluster {
+    pub fn new() -> Arc<Cluster> {
+        let p = Partition::new(PartitionConfig {
+            volume: VolumeId(1),
+            partition: PartitionId(1),
+            ranges: vec![KeyRange::inos(1, 1 << 40)],
+            hash_key: *b"0123456789abcdef",
+        })
+        .unwrap();
+        Arc::new(Cluster {
+            state: Mutex::new(State { p, index: 0, blobs: BTreeMap::new() }),
+            holders: Mutex::default(),
+            clock: Arc::new(TestClock::default()),
+            store: Arc::new(MemoryStore::default()),
+        })
+    }
+
+    /// A client with default validities (1 s).
+    pub fn client(self: &Arc<Self>) -> Client {
+        self.client_with(|_| {})
+    }
+
+    pub fn client_with(self: &Arc<Self>, change: impl FnOnce(&mut Settings)) -> Client {
+        let session = SessionId(100 + self.holders.lock().len() as u128);
+        let token = Token { attach: 0, incarnation: Incarnation(1) };
+        let meta = Arc::new(FakeMeta {
+            cluster: self.clone(),
+            session,
+            token,
+            counts: Mutex::default(),
+            leased: AtomicBool::new(true),
+            renewed: tokio::sync::Notify::new(),
+        });
+        self.state.lock().apply(&self.clock, Body::Internal(Internal::Attach { session, token }));
+        let mut settings = Settings::new(MountId(session.0), Ino::ROOT);
+        change(&mut settings);
+        let data = fusefs_data_path::Settings::default();
+        let (clock, store) = (self.clock.clone(), self.store.clone());
+        let vfs = Vfs::new(settings, meta.clone(), store, data, clock, (session, Incarnation(1)));
+        Client { vfs: Arc::new(vfs), meta, unique: AtomicU64::new(2) }
+    }
+
+    /// What the leader's background work does about orphans.
+    fn settle(&self) {
+        loop {
+            let work = self.state.lock().p.gc_work();
+            let mut progress = false;
+            for w in work {
+                let internal = match w {
+                    Work::AskHolders { session, inos } => {
+                        let holder = self.holders.lock().get(&session).cloned();
+                        let (held, released) =
+                            inos.into_iter().partition(|i| holder.as_ref().is_some_and(|h| h.holds(*i)));
+                        Internal::Pin { session, held, released }
+                    }
+                    Work::FreeOrphans(inos) => Internal::FreeOrphans { inos },
+                    _ => continue,
+                };
+                progress = true;
+                self.state.lock().apply(&self.clock, Body::Internal(internal));
+            }
+            if !progress {
+                return;
+            }
+        }
+    }
+
+    pub fn usage(&self) -> PartitionUsage {
+        self.state.lock().p.usage()
+    }
+}
+
+impl State {
+    fn apply(&mut self, clock: &TestClock, body: Body) -> Outcome {
+        self.index += 1;
+        let command = Command { stamp: Hlc(clock.wall_ns()), level: 1, body };
+        let done = self.p.apply(LogPos { term: 1, index: self.index, n: 0 }, &command);
+        for put in done.blobs {
+            self.blobs.insert(put.key, put.bytes);
+        }
+        for gone in done.freed {
+            self.blobs.remove(&gone.key);
+        }
+        done.outcome
+    }
+
+    fn read(&self, session: SessionId, read: &Read) -> FsResult<ReadReply> {
+        let mut reply = self.p.read(session, read)?;
+        if let ReadReply::Extents { extents, inline, .. } = &mut reply {
+            for (i, e) in extents.iter().enumerate() {
+                if let Source::Inline { index, n, skip } = e.source {
+                    let blob = &self.blobs[&BlobKey { index, n }];
+                    inline.push((i as u32, blob.slice(skip as usize..skip as usize + e.len as usize)));
+                }
+            }
+        }
+        Ok(reply)
+    }
+}
+
+pub struct FakeMeta {
+    cluster: Arc<Cluster>,
+    session: SessionId,
+    token: Token,
+    counts: Mutex<BTreeMap<&'static str, u64>>,
+    leased: AtomicBool,
+    renewed: tokio::sync::Notify,
+}
+
+impl FakeMeta {
+    /// RPCs by name since the last call.
+    pub fn take_counts(&self) -> BTreeMap<&'static str, u64> {
+        std::mem::take(&mut self.counts.lock())
+    }
+    pub fn set_leased(&self, leased: bool) {
+        self.leased.store(leased, Ordering::SeqCst);
+        self.renewed.notify_waiters();
+    }
+    fn count(&self, name: &'static str) {
+        *self.counts.lock().entry(name).or_insert(0) += 1;
+    }
+}
+
+#[async_trait]
+impl Meta for FakeMeta {
+    async fn write(&self, op: OpId, write: Write) -> FsResult<WriteReply> {
+        self.count(write.name());
+        let caller = Caller { session: self.session, token: self.token, op, acks: vec![] };
+        let outcome = self.cluster.state.lock().apply(&self.cluster.clock, Body::Client(caller, write));
+        self.cluster.settle();
+        match outcome {
+            Outcome::Client(result) => result,
+            other => panic!("{other:?}"),
+        }
+    }
+    async fn read(&self, read: Read) -> FsResult<ReadReply> {
+        self.count(read.name());
+        let mut state = self.cluster.state.lock();
+        let reply = state.read(self.session, &read);
+        if let Read::Close { ino } = read
+            && state.p.must_log_close(self.session, ino)
+        {
+            let pin = Internal::Pin { session: self.session, held: vec![], released: vec![ino] };
+            state.apply(&self.cluster.clock, Body::Internal(pin));
+        }
+        drop(state);
+        self.cluster.settle();
+        reply
+    }
+    async fn usage(&self) -> FsResult<PartitionUsage> {
+        self.count("statfs");
+        Ok(self.cluster.usage())
+    }
+    fn leased(&self) -> bool {
+        self.leased.load(Ordering::SeqCst)
+    }
+    async fn lease(&self) -> FsResult<()> {
+        loop {
+            let renewed = self.renewed.notified();
+            if self.leased() {
+                return Ok(());
+            }
+            renewed.await;
+        }
+    }
+    fn replied(&self, _op: OpId) {}
+    fn set_holders(&self, holders: Arc<dyn Holders>) {
+        self.cluster.holders.lock().insert(self.session, holders);
+    }
+}
+
+/// One mount without a kernel.
+pub struct Client {
+    pub vfs: Arc<Vfs>,
+    pub meta: Arc<FakeMeta>,
+    unique: AtomicU64,
+}
+
+impl Client {
+    pub fn rq(&self) -> fusefs_fuse_client::vfs::Request {
+        fusefs_fuse_client::vfs::Request::new(self.unique.fetch_add(2, Ordering::Relaxed), 0, 0)
+    }
+    /// RPCs since the last call, all kinds together.
+    pub fn rpcs(&self) -> u64 {
+        self.meta.take_counts().values().sum()
+    }
+}
+
+pub const NOT_FOUND: FsError = FsError::NotFound;
