@@ -18,9 +18,10 @@ pub fn apply(p: &mut Partition, cx: &mut Cx, internal: &Internal) -> FsResult<In
     match internal {
         Internal::Pin { session, held, released } => orphans::answer(p, *session, held, released)?,
         Internal::FreeOrphans { inos } => {
+            let mut extents = 0;
             for ino in inos {
-                if orphans::is_free(p, *ino) {
-                    orphans::free(p, cx, *ino);
+                if extents < orphans::EXTENTS_BATCH && orphans::is_free(p, *ino) {
+                    extents += orphans::free(p, cx, *ino);
                 }
             }
         }

@@ -11,6 +11,9 @@ use fusefs_types::{FsError, FsResult, Hlc, Ino, SessionId};
 /// Orphans looked at in one piece of work.
 pub const ORPHAN_BATCH: usize = 256;
 
+/// Extents freed by one command.
+pub const EXTENTS_BATCH: usize = 4096;
+
 /// Logs what a session answered. `released` is final: it refuses later opens of that inode, so a late duplicate of an
 /// older answer pins nothing. Answers of ended sessions and about other inodes are dropped.
 pub(super) fn answer(p: &mut Partition, id: SessionId, held: &[Ino], released: &[Ino]) -> FsResult<()> {
@@ -47,8 +50,18 @@ pub(super) fn is_free(p: &Partition, ino: Ino) -> bool {
     witnesses(&all_sessions(p), orphan.since).all(released)
 }
 
-/// Frees it, with its extents, attributes and pins.
-pub(super) fn free(p: &mut Partition, cx: &mut Cx, ino: Ino) {
+/// Frees it, with its extents, attributes and pins. A file with many extents loses only the first EXTENTS_BATCH of them and
+/// stays an orphan, so that no command takes long. Returns the extents freed.
+pub(super) fn free(p: &mut Partition, cx: &mut Cx, ino: Ino) -> usize {
+    let mut extents = p.extents_in(ino, 0, u64::MAX);
+    let (count, next) = (extents.by_ref().take(EXTENTS_BATCH).count(), extents.next());
+    drop(extents);
+    if let (Some(next), Ok(mut inode)) = (next, p.inode(ino)) {
+        let removed = p.cut_extents(cx, ino, 0, next.offset);
+        inode.allocated = inode.allocated.saturating_sub(removed);
+        p.put_inode(ino, &inode);
+        return count;
+    }
     p.destroy_inode(cx, ino);
     let pins: Vec<PinKey> =
         p.t.pins
@@ -59,6 +72,7 @@ pub(super) fn free(p: &mut Partition, cx: &mut Cx, ino: Ino) {
     for key in pins {
         p.t.pins.remove(&key);
     }
+    count
 }
 
 /// Questions and frees for the first orphans that need one. Held ones are passed over.
@@ -105,8 +119,9 @@ impl Partition {
         let released = self.t.pins.get(&PinKey { ino, session: id }).is_some_and(|pin| !pin.held);
         if released || session.since >= orphan.since { Err(FsError::NotFound) } else { Ok(()) }
     }
-    /// Whether the session has a logged pin on the orphan: its last close must be logged as `released`.
-    pub fn is_pinned(&self, id: SessionId, ino: Ino) -> bool {
-        self.t.pins.get(&PinKey { ino, session: id }).is_some_and(|pin| pin.held)
+    /// Whether the session's last close of the inode must be logged as `Pin { released }`: it is an orphan that the session
+    /// may hold. Closes of inodes with a name log nothing (a late duplicate could release a later open).
+    pub fn must_log_close(&self, id: SessionId, ino: Ino) -> bool {
+        self.t.orphans.contains(&ino) && self.may_open(id, ino).is_ok()
     }
 }

@@ -71,7 +71,6 @@ impl Partition {
         if !dir.is_dir() {
             return Err(FsError::NotDirectory);
         }
-        wait(locks::blocked_dir(self, ino))?;
         let limit = (limit as usize).clamp(1, limits::READDIR_ENTRIES_MAX);
         let from = DentryKey { parent: ino, cookie: after.saturating_add(1) };
         let mut found = self.t.dentries.range(&from).take_while(|(k, _)| k.parent == ino && k.cookie > after);

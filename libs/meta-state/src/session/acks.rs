@@ -22,7 +22,7 @@ pub fn contains(acked: &[AckRange], op: &OpId) -> bool {
 /// Drops the replies in `acks` and remembers the ranges. A range that would exceed ACK_INTERVALS_MAX intervals is not
 /// taken: its replies stay until a wider one comes.
 pub(crate) fn take(p: &mut Partition, id: SessionId, session: &mut Session, acks: &[AckRange]) {
-    for ack in acks {
+    for ack in acks.iter().take(limits::ACK_RANGES_MAX) {
         if ack.first > ack.last || session.acked.iter().any(|r| within(ack, r)) {
             continue;
         }

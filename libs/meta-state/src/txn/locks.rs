@@ -53,11 +53,6 @@ pub fn blocked_ino(p: &Partition, ino: Ino) -> bool {
     blocked(p, &LockKey::Link(ino))
 }
 
-/// The same for the listing of a directory.
-pub fn blocked_dir(p: &Partition, dir: Ino) -> bool {
-    blocked(p, &LockKey::Entries(dir))
-}
-
 fn blocked(p: &Partition, key: &LockKey) -> bool {
     if p.t.locks.is_empty() || p.faults.no_block {
         return false;

@@ -5,6 +5,7 @@
 mod check;
 mod harness;
 mod model;
+mod session;
 
 use fusefs_meta_state::txn::Faults;
 use harness::{Cluster, Step, Weather};
