@@ -15,6 +15,8 @@ mod path;
 pub mod reader;
 pub mod settings;
 pub mod sink;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod writer;
 
 pub use object::{ObjectStore, PutMode, StoreError};

@@ -11,8 +11,8 @@ use std::{collections::BTreeMap, sync::Arc};
 const EXTENT_COST: u64 = 96;
 /// Charge of one file.
 const FILE_COST: u64 = 512;
-/// First window asked for; its inline bytes fit into one answer.
-const WINDOW_FIRST: u64 = 4 << 20;
+/// First window asked for (its inline bytes fit into one answer), and alignment of windows.
+pub(super) const WINDOW_FIRST: u64 = 4 << 20;
 /// Window of files without inline bytes.
 const WINDOW_PLAIN: u64 = 64 << 20;
 

@@ -94,12 +94,12 @@ impl Reader {
 
     /// Bytes from memory, None when anything has to be fetched. Short at the end of the file.
     pub fn try_read(self: &Arc<Self>, ino: Ino, offset: u64, len: usize, over: &Overlay) -> Option<Bytes> {
-        let done = self.from_memory(ino, offset, len, over)?;
+        let done = self.memory_read(ino, offset, len, over)?;
         self.note(ino, offset, done.len() as u64);
         Some(done)
     }
 
-    fn from_memory(&self, ino: Ino, offset: u64, len: usize, over: &Overlay) -> Option<Bytes> {
+    fn memory_read(&self, ino: Ino, offset: u64, len: usize, over: &Overlay) -> Option<Bytes> {
         if let Some(b) = covered(offset, len, over) {
             return Some(b);
         }
@@ -176,21 +176,24 @@ impl Reader {
             if view.end >= offset + len as u64 {
                 return Ok(plan_of(offset, len, parts));
             }
-            if view.end <= at {
-                return Err(FsError::Io); // an answer without progress
-            }
-            at = view.end;
+            at = view.end; // a view reaches beyond its start
         }
     }
 
     async fn fetch_map(&self, ino: Ino, offset: u64, len: u64, deadline: Option<Instant>) -> FsResult<View> {
-        let window = self.maps.begin(ino).max(len);
-        let mut guard = Fetching { maps: &self.maps, ino, offset, answer: None };
-        self.blocks.stats.maps.fetch_add(1, Ordering::Relaxed);
-        let map = pace::meta(deadline, || self.sink.extents(ino, offset, window)).await?;
-        let view = view_of(&map, offset, len);
-        guard.answer = Some(map);
-        Ok(view)
+        // From an aligned start, so that neighbours share a window; a long answer may end before it gets to `offset`.
+        for start in [offset - offset % maps::WINDOW_FIRST, offset] {
+            let window = self.maps.begin(ino).max(len) + (offset - start);
+            let mut guard = Fetching { maps: &self.maps, ino, offset: start, answer: None };
+            self.blocks.stats.maps.fetch_add(1, Ordering::Relaxed);
+            let map = pace::meta(deadline, || self.sink.extents(ino, start, window)).await?;
+            let view = view_of(&map, offset, len);
+            guard.answer = Some(map);
+            if view.end > offset {
+                return Ok(view);
+            }
+        }
+        Err(FsError::Io) // an answer without progress
     }
 
     /// Fetches the frames of all parts in parallel.
@@ -381,14 +384,13 @@ fn fill(out: &mut [u8], offset: u64, at: u64, bytes: &[u8]) {
 /// Builds the answer. Err = an object (or, with None, inline bytes) has fewer bytes than its extent says.
 fn assemble(plan: &Plan, frames: &[Vec<Bytes>], over: &Overlay) -> Result<Bytes, Option<ObjectId>> {
     // One frame that holds it all: no copy.
-    if let ([(x, None)], [frames], true) = (&plan.parts[..], frames, over.pieces.is_empty()) {
-        if let (Source::Object { skip, .. }, [frame]) = (x.source, &frames[..]) {
+    if let ([(x, None)], [frames], true) = (&plan.parts[..], frames, over.pieces.is_empty())
+        && let (Source::Object { skip, .. }, [frame]) = (x.source, &frames[..]) {
             let at = (skip % layout::FRAME + (plan.offset - x.offset.min(plan.offset))) as usize;
             if x.offset <= plan.offset && x.end() >= plan.offset + plan.len as u64 && at + plan.len <= frame.len() {
                 return Ok(frame.slice(at..at + plan.len));
             }
         }
-    }
     let mut out = BytesMut::zeroed(plan.len);
     for ((x, inline), frames) in plan.parts.iter().zip(frames) {
         match (x.source, inline) {

@@ -97,6 +97,7 @@ impl Shared {
         let (mut cost, mut bytes) = (0, 0);
         {
             let mut st = file.state.lock();
+            st.lost += u64::from(attr.is_none());
             for s in st.sealed.drain(..n) {
                 cost += s.data.cost() as i64;
                 bytes += s.data.bytes;
@@ -166,11 +167,10 @@ impl Shared {
 fn objects(file: &CommitFile) -> Vec<ObjectId> {
     let mut ids: Vec<ObjectId> = Vec::new();
     for p in &file.pieces {
-        if let Piece::Extent(Extent { source: Source::Object { id, .. }, .. }) = p {
-            if ids.last() != Some(id) {
+        if let Piece::Extent(Extent { source: Source::Object { id, .. }, .. }) = p
+            && ids.last() != Some(id) {
                 ids.push(*id);
             }
-        }
     }
     ids
 }

@@ -62,6 +62,8 @@ pub(super) struct State {
     /// Attempts started; a failure remembers which one it was, so that an fsync waits for a fresh verdict.
     pub attempts: u64,
     pub failure: Option<(FsError, u64)>,
+    /// Times that data was dropped because the inode is gone.
+    pub lost: u64,
     /// Somebody wants retries now.
     pub kicks: u64,
     /// The committing task runs.

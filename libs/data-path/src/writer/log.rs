@@ -173,28 +173,30 @@ impl Shared {
 
     /// Closes the open batch, asks for retries now and waits until all of it is committed.
     pub(super) async fn drain(self: &Arc<Self>, file: &Arc<File>, deadline: Option<Instant>) -> FsResult<()> {
-        let (target, base) = {
+        let (target, base, lost) = {
             let mut st = file.state.lock();
             self.seal(file, &mut st);
             st.kicks += 1;
-            (st.next_seq, st.attempts)
+            (st.next_seq, st.attempts, st.lost)
         };
         file.kick.notify_waiters();
         loop {
             let changed = file.changed.notified();
             {
                 let st = file.state.lock();
-                if st.done_to() >= target {
-                    return Ok(());
-                }
                 if self.fenced.load(Ordering::Acquire) {
                     return Err(FsError::Stale);
                 }
-                if let Some((error, attempt)) = st.failure {
-                    if attempt > base {
+                if st.lost > lost {
+                    return Err(FsError::NotFound);
+                }
+                if st.done_to() >= target {
+                    return Ok(());
+                }
+                if let Some((error, attempt)) = st.failure
+                    && attempt > base {
                         return Err(error);
                     }
-                }
             }
             if until(deadline, changed).await.is_none() {
                 return Err(FsError::Io);

@@ -114,11 +114,10 @@ impl Shared {
         let kicked = file.kick.notified();
         let kicked_before = {
             let mut st = file.state.lock();
-            if let Some(error) = verdict {
-                if st.failure.replace((error, attempt)).is_none() {
+            if let Some(error) = verdict
+                && st.failure.replace((error, attempt)).is_none() {
                     self.failing.fetch_add(1, Ordering::AcqRel);
                 }
-            }
             st.kicks != kicks
         };
         file.changed.notify_waiters();
