@@ -114,7 +114,8 @@ impl MasterClient {
                     self.next(&addr);
                 }
                 Err(_) => {
-                    failures.insert(addr.clone(), format!("no answer within {} s", limit.as_secs_f32().ceil()));
+                    // The last attempt may have had no time; the reason of an earlier one says more.
+                    failures.entry(addr.clone()).or_insert_with(|| format!("no answer within {limit:.1?}"));
                     self.next(&addr);
                 }
             }
