@@ -78,7 +78,11 @@ impl Partition {
             .by_ref()
             .take(limit)
             .map(|(k, d)| DirEntry {
-                attr: if plus { self.t.inodes.get(&d.ino).map(|i| i.attr(d.ino)) } else { None },
+                attr: if plus && !locks::blocked_ino(self, d.ino) {
+                    self.t.inodes.get(&d.ino).map(|i| i.attr(d.ino))
+                } else {
+                    None
+                },
                 name: d.name,
                 ino: d.ino,
                 kind: d.kind,

@@ -120,7 +120,9 @@ fn validate(p: &mut Partition, cx: &mut Cx, part: &Part) -> FsResult<PartReply> 
             p.dir(*parent)?;
             match p.find(*parent, name) {
                 Some((_, d)) if d.ino == *child => {}
-                _ => return Err(FsError::NotFound),
+                // Something else since the request was looked at (a directory move waits for the topology): look again.
+                Some(_) => return Err(FsError::Conflict),
+                None => return Err(FsError::NotFound),
             }
         }
         Part::Insert { parent, name, child, kind, replace } => {
