@@ -161,26 +161,28 @@ impl PackedTree {
         let key: Arc<[u8]> = right.entry(0).0.into();
         self.index.insert(key, Arc::new(right));
     }
+    /// Joins a small block with a neighbour, so that scattered removals do not leave a tree of crumbs.
     fn merge_small(&mut self, separator: &[u8]) {
         let Some(block) = self.index.get(separator) else { return };
-        if block.data.len() >= BLOCK_SMALL {
-            return;
-        }
+        let fits = |other: &Arc<Block>| block.data.len() + other.data.len() <= BLOCK_MERGED;
         let after = (Bound::Excluded(separator), Bound::Unbounded);
-        let Some((next_key, next)) = self.index.range::<_, [u8]>(after).next() else {
-            if block.offsets.is_empty() {
+        let before = (Bound::Unbounded, Bound::Excluded(separator));
+        let next = self.index.range::<_, [u8]>(after).next().filter(|(_, b)| fits(b)).map(|(k, _)| k.clone());
+        let left = match next {
+            Some(_) => Some(Arc::from(separator)),
+            None => self.index.range::<_, [u8]>(before).next_back().filter(|(_, b)| fits(b)).map(|(k, _)| k.clone()),
+        };
+        let Some(left) = left else {
+            if block.offsets.is_empty() && self.index.len() == 1 {
                 self.index.remove(separator);
             }
             return;
         };
-        if block.data.len() + next.data.len() > BLOCK_MERGED {
-            return;
+        let right: Arc<[u8]> = next.unwrap_or_else(|| Arc::from(separator));
+        let Some(moved) = self.index.remove(&right) else { return };
+        if let Some(block) = self.index.get_mut(&left) {
+            Arc::make_mut(block).append(&moved);
         }
-        let (next_key, next) = (next_key.clone(), next.clone());
-        if let Some(block) = self.index.get_mut(separator) {
-            Arc::make_mut(block).append(&next);
-        }
-        self.index.remove(&next_key);
     }
 }
 

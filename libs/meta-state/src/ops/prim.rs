@@ -129,3 +129,33 @@ impl Partition {
         self.t.orphans.remove(&ino);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PartitionConfig;
+    use fusefs_types::{KeyRange, PartitionId, VolumeId};
+
+    #[test]
+    fn the_seventeenth_collision_is_enospc() {
+        let mut p = Partition::new(PartitionConfig {
+            volume: VolumeId(1),
+            partition: PartitionId(1),
+            ranges: vec![KeyRange::inos(1, 100)],
+            hash_key: [3; 16],
+        })
+        .unwrap();
+        let name = |i: u64| Name::new(format!("n{i}")).unwrap();
+        let wanted = name(99);
+        let hash = name_hash(&p.hash_key, wanted.as_bytes());
+        for rank in 0..16 {
+            let key = p.free_cookie(Ino::ROOT, &wanted).unwrap();
+            assert_eq!(key.cookie, cookie(hash, rank), "the smallest free rank");
+            p.add_name(key, &name(u64::from(rank)), Ino(50), FileKind::Regular);
+        }
+        assert_eq!(p.free_cookie(Ino::ROOT, &wanted), Err(FsError::NoSpace));
+        assert!(p.find(Ino::ROOT, &wanted).is_none(), "equal hashes are not equal names");
+        p.t.dentries.remove(&DentryKey { parent: Ino::ROOT, cookie: cookie(hash, 5) });
+        assert_eq!(p.free_cookie(Ino::ROOT, &wanted).unwrap().cookie & 15, 5);
+    }
+}
