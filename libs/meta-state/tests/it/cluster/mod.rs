@@ -48,6 +48,22 @@ fn narrow_scripts() -> impl Strategy<Value = Vec<Vec<Step>>> {
     prop::collection::vec(prop::collection::vec(narrow_step(), 10..30), 3)
 }
 
+/// Directories moving below and over each other.
+fn move_step() -> impl Strategy<Value = Step> {
+    let (dir, name) = (0..6u8, 0..2u8);
+    prop_oneof![
+        4 => (dir.clone(), name.clone()).prop_map(|(dir, name)| Step::Make { dir, name, directory: true }),
+        1 => (dir.clone(), name.clone()).prop_map(|(dir, name)| Step::Unlink { dir, name, directory: true }),
+        9 => (dir.clone(), name.clone(), dir.clone(), name.clone())
+            .prop_map(|(dir, name, to, new)| Step::Rename { dir, name, to, new, no_replace: false }),
+        1 => (dir, name).prop_map(|(dir, name)| Step::Lookup { dir, name }),
+    ]
+}
+
+fn move_scripts() -> impl Strategy<Value = Vec<Vec<Step>>> {
+    prop::collection::vec(prop::collection::vec(move_step(), 6..22), 3)
+}
+
 fn scripts() -> impl Strategy<Value = Vec<Vec<Step>>> {
     prop::collection::vec(prop::collection::vec(step(), 6..22), 3)
 }
@@ -99,6 +115,12 @@ proptest! {
     #![proptest_config(config(1000))]
     #[test]
     fn reads_are_linearizable(seed in any::<u64>(), scripts in narrow_scripts()) {
+        if let Err(e) = run(seed, &scripts, Faults::default()) {
+            panic!("seed {seed:#x}: {e}");
+        }
+    }
+    #[test]
+    fn directories_move_safely(seed in any::<u64>(), scripts in move_scripts()) {
         if let Err(e) = run(seed, &scripts, Faults::default()) {
             panic!("seed {seed:#x}: {e}");
         }
