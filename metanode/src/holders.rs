@@ -12,6 +12,8 @@ pub struct Holders {
     open: BTreeMap<SessionId, BTreeSet<Ino>>,
     /// Sessions that attached in this reign: every open of theirs is in the table.
     complete: BTreeSet<SessionId>,
+    /// Creates of files under way: a file is born open, under a number that only the reply tells.
+    creating: BTreeMap<SessionId, usize>,
 }
 
 impl Holders {
@@ -38,6 +40,26 @@ impl Holders {
     pub fn attached(&mut self, session: SessionId) {
         self.complete.insert(session);
     }
+    /// A session is about to create a file; until [`Holders::created`] it may hold any inode.
+    pub fn creating(&mut self, session: SessionId) {
+        *self.creating.entry(session).or_default() += 1;
+    }
+    /// The create has an answer: the inode, which is open now, or None. An `unknown` outcome leaves the session in doubt
+    /// for the rest of the reign.
+    pub fn created(&mut self, session: SessionId, ino: Option<Ino>, unknown: bool) {
+        if let Some(ino) = ino {
+            self.open(session, ino);
+        }
+        if unknown {
+            self.complete.remove(&session);
+        }
+        if let Some(n) = self.creating.get_mut(&session) {
+            *n -= 1;
+            if *n == 0 {
+                self.creating.remove(&session);
+            }
+        }
+    }
     /// The session ended.
     pub fn end(&mut self, session: SessionId) {
         self.open.remove(&session);
@@ -45,7 +67,9 @@ impl Holders {
     }
     /// True when the session surely does not hold the inode.
     pub fn surely_not(&self, session: SessionId, ino: Ino) -> bool {
-        self.complete.contains(&session) && !self.open.get(&session).is_some_and(|s| s.contains(&ino))
+        self.complete.contains(&session)
+            && !self.creating.contains_key(&session)
+            && !self.open.get(&session).is_some_and(|s| s.contains(&ino))
     }
     /// Open inodes in the table.
     pub fn len(&self) -> usize {
@@ -70,6 +94,13 @@ mod tests {
         assert!(!h.surely_not(a, x) && h.surely_not(b, x));
         h.close(a, x);
         assert!(h.surely_not(a, x));
+        h.creating(a);
+        assert!(!h.surely_not(a, x), "it may be the file that is being created");
+        h.created(a, Some(x), false);
+        assert!(!h.surely_not(a, x) && h.surely_not(a, Ino(10)), "a file is born open");
+        h.creating(b);
+        h.created(b, None, true);
+        assert!(!h.surely_not(b, x), "nobody knows what became of it");
         h.enter(4);
         assert!(!h.surely_not(a, x), "a new reign knows nothing");
     }

@@ -10,7 +10,7 @@ use fusefs_types::{
     auth::Principal,
     cluster::{MasterCall, MasterReply},
     limits,
-    ops::{Caller, Envelope, Refusal, Write, WriteReply},
+    ops::{Caller, Envelope, NewNode, Refusal, Write, WriteReply},
     txn::{Internal, TxnId},
 };
 use std::{sync::Arc, time::Duration};
@@ -20,6 +20,39 @@ use tokio::time::Instant;
 const REQUEST_MAX: Duration = Duration::from_secs(10);
 /// How long conflicts are retried here before the client hears of one.
 const CONFLICT_BUDGET: Duration = Duration::from_millis(500);
+
+/// A create of a file while it is under way: the creator holds the new inode open without ever asking to open it.
+struct Birth<'a> {
+    hosted: Option<&'a Hosted>,
+    session: SessionId,
+}
+
+impl<'a> Birth<'a> {
+    fn of(hosted: &'a Hosted, session: SessionId, write: &Write) -> Birth<'a> {
+        let creates = matches!(write, Write::Create(c) if c.node == NewNode::File);
+        if creates {
+            hosted.holders.lock().creating(session);
+        }
+        Birth { hosted: creates.then_some(hosted), session }
+    }
+    fn settle(&mut self, result: &Result<WriteReply, Refusal>) {
+        let Some(hosted) = self.hosted.take() else { return };
+        let ino = match result {
+            Ok(WriteReply::Created { attr, .. }) => Some(attr.ino),
+            _ => None,
+        };
+        let unknown = matches!(result, Err(r) if r.error == FsError::Unavailable);
+        hosted.holders.lock().created(self.session, ino, unknown);
+    }
+}
+
+impl Drop for Birth<'_> {
+    fn drop(&mut self) {
+        if let Some(hosted) = self.hosted {
+            hosted.holders.lock().created(self.session, None, true);
+        }
+    }
+}
 
 /// Deadline of a request.
 pub(crate) fn deadline(envelope: &Envelope) -> Instant {
@@ -41,6 +74,7 @@ impl Metanode {
         let caller = Caller { session, token: envelope.token, op, acks: envelope.acks.clone() };
         let (end, patience) = (deadline(&envelope), Instant::now() + CONFLICT_BUDGET);
         let mut attached = false;
+        let mut birth = Birth::of(&hosted, session, &write);
         loop {
             let unlocked = hosted.shared.unlocked();
             match self.attempt(&hosted, &envelope, &caller, &write, end).await {
@@ -54,8 +88,14 @@ impl Metanode {
                     let _ = tokio::time::timeout(Duration::from_millis(5), unlocked).await;
                     self.jitter(2).await;
                 }
-                Err(r) if r.error == FsError::WrongRange => return Err(self.wrong_range(envelope.volume)),
-                other => return other,
+                Err(r) if r.error == FsError::WrongRange => {
+                    birth.settle(&Err(FsError::WrongRange.into()));
+                    return Err(self.wrong_range(envelope.volume));
+                }
+                other => {
+                    birth.settle(&other);
+                    return other;
+                }
             }
         }
     }
