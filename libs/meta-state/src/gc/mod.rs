@@ -4,11 +4,7 @@ mod list;
 pub mod orphans;
 
 use crate::{Cx, InternalReply, Partition, record::DeadKey, txn::Work};
-use fusefs_types::{
-    FsError, FsResult, ObjectId, SessionId,
-    ids::Incarnation,
-    txn::Internal,
-};
+use fusefs_types::{FsError, FsResult, ObjectId, SessionId, ids::Incarnation, txn::Internal};
 
 /// Dead objects in one piece of work.
 pub const DELETE_BATCH: usize = 1000;

@@ -64,11 +64,7 @@ pub(super) fn free(p: &mut Partition, cx: &mut Cx, ino: Ino) -> usize {
     }
     p.destroy_inode(cx, ino);
     let pins: Vec<PinKey> =
-        p.t.pins
-            .range(&PinKey { ino, session: SessionId(0) })
-            .map(|(k, _)| k)
-            .take_while(|k| k.ino == ino)
-            .collect();
+        p.t.pins.range(&PinKey { ino, session: SessionId(0) }).map(|(k, _)| k).take_while(|k| k.ino == ino).collect();
     for key in pins {
         p.t.pins.remove(&key);
     }

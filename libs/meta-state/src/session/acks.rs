@@ -36,9 +36,7 @@ pub(crate) fn take(p: &mut Partition, id: SessionId, session: &mut Session, acks
 }
 
 fn within(inner: &AckRange, outer: &AckRange) -> bool {
-    (inner.mount, inner.origin) == (outer.mount, outer.origin)
-        && outer.first <= inner.first
-        && inner.last <= outer.last
+    (inner.mount, inner.origin) == (outer.mount, outer.origin) && outer.first <= inner.first && inner.last <= outer.last
 }
 
 /// Removes finished replies in the range; running transactions keep theirs until they end.

@@ -159,8 +159,7 @@ fn end(p: &mut Partition, cx: &mut Cx, id: SessionId, revoked: bool) -> FsResult
         session.replies = 0;
         session.acked.clear();
         let from = ReplyKey { session: id, op: OpId::default() };
-        let replies: Vec<_> =
-            p.t.replies.range(&from).map(|(k, _)| k).take_while(|k| k.session == id).collect();
+        let replies: Vec<_> = p.t.replies.range(&from).map(|(k, _)| k).take_while(|k| k.session == id).collect();
         for key in replies {
             p.t.replies.remove(&key);
         }

@@ -1,10 +1,6 @@
 //! From a client's request to the parts of its transaction.
 
-use crate::{
-    Partition,
-    record::Dentry,
-    txn::locks,
-};
+use crate::{Partition, record::Dentry, txn::locks};
 use fusefs_types::{
     FileKind, FsError, FsResult, Ino, Name, RangeKey,
     ops::{Create, Link, NewNode, Rename, RenameMode, Unlink, Write, WriteReply},
@@ -58,13 +54,7 @@ fn create(p: &Partition, x: &Create, spill_to: Option<RangeKey>) -> FsResult<Der
 fn link(x: &Link) -> Vec<Part> {
     vec![
         // The type comes with AddLink's answer, before the commit; it is never a directory.
-        Part::Insert {
-            parent: x.parent,
-            name: x.name.clone(),
-            child: x.ino,
-            kind: FileKind::Regular,
-            replace: false,
-        },
+        Part::Insert { parent: x.parent, name: x.name.clone(), child: x.ino, kind: FileKind::Regular, replace: false },
         Part::AddLink { ino: x.ino },
     ]
 }

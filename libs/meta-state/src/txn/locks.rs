@@ -72,10 +72,9 @@ enum Mode {
 fn keys(part: &Part) -> Vec<(LockKey, Mode)> {
     match part {
         Part::Topology => vec![(LockKey::Topology, Mode::Exclusive)],
-        Part::Remove { parent, name, .. } | Part::Insert { parent, name, .. } => vec![
-            (LockKey::Name(*parent, name.clone()), Mode::Exclusive),
-            (LockKey::Entries(*parent), Mode::Shared),
-        ],
+        Part::Remove { parent, name, .. } | Part::Insert { parent, name, .. } => {
+            vec![(LockKey::Name(*parent, name.clone()), Mode::Exclusive), (LockKey::Entries(*parent), Mode::Shared)]
+        }
         Part::MakeDirectory { .. } => vec![],
         Part::AddLink { ino } | Part::DropLink { ino } | Part::Moved { ino, .. } => {
             vec![(LockKey::Link(*ino), Mode::Exclusive)]

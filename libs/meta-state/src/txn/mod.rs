@@ -9,11 +9,11 @@ pub mod work;
 
 use crate::{Cx, InternalReply, Partition};
 use coordinator::state;
-pub use work::Work;
 use fusefs_types::{
     FsError, FsResult,
     txn::{Internal, Part, TxnId},
 };
+pub use work::Work;
 
 /// Bugs planted on purpose, so that tests can show that they are found. All off outside tests.
 #[doc(hidden)]

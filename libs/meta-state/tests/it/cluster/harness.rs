@@ -3,10 +3,7 @@
 
 use super::check::{Event, What};
 use bytes::Bytes;
-use fusefs_meta_state::{
-    InternalReply, LogPos, Outcome, Partition, PartitionConfig, Plan, Work,
-    txn::Faults,
-};
+use fusefs_meta_state::{InternalReply, LogPos, Outcome, Partition, PartitionConfig, Plan, Work, txn::Faults};
 use fusefs_types::{
     Extent, FileKind, FsError, FsResult, Hlc, Ino, KeyRange, Name, ObjectId, PartitionId, RangeKey, SessionId, Source,
     Token, VolumeId,
@@ -64,7 +61,9 @@ impl Msg {
     fn touches(&self, i: usize) -> bool {
         match self {
             Msg::Request { to, .. } | Msg::Propose { to, .. } | Msg::Attach { to, .. } => *to == i,
-            Msg::Reply { from, .. } | Msg::Txn { from, .. } | Msg::Walk { from, .. } | Msg::Ask { from, .. } => *from == i,
+            Msg::Reply { from, .. } | Msg::Txn { from, .. } | Msg::Walk { from, .. } | Msg::Ask { from, .. } => {
+                *from == i
+            }
             Msg::End { .. } => false, // the master keeps asking
         }
     }
@@ -275,7 +274,9 @@ impl Cluster {
                     self.pool.push(Msg::Walk { from: i, txn, moved, at: new_parent });
                 }
                 Work::AskHolders { session, inos } => self.pool.push(Msg::Ask { from: i, session, inos }),
-                Work::FreeOrphans(inos) => self.pool.push(Msg::Propose { to: i, command: Internal::FreeOrphans { inos } }),
+                Work::FreeOrphans(inos) => {
+                    self.pool.push(Msg::Propose { to: i, command: Internal::FreeOrphans { inos } })
+                }
                 Work::DeleteObjects(list) => {
                     let objects: Vec<ObjectId> = list.iter().map(|(id, _)| *id).collect();
                     let live = self.referenced();

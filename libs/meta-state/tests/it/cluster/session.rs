@@ -117,15 +117,14 @@ fn an_ended_session_stays_ended() {
 }
 
 fn free(r: &mut Rig) -> FsResult<InternalReply> {
-    let inos = r
-        .p
-        .work()
-        .into_iter()
-        .find_map(|w| match w {
-            Work::FreeOrphans(inos) => Some(inos),
-            _ => None,
-        })
-        .unwrap_or_default();
+    let inos =
+        r.p.work()
+            .into_iter()
+            .find_map(|w| match w {
+                Work::FreeOrphans(inos) => Some(inos),
+                _ => None,
+            })
+            .unwrap_or_default();
     r.internal(Internal::FreeOrphans { inos })
 }
 
@@ -176,9 +175,8 @@ fn a_large_file_is_freed_in_pieces() {
     let mut r = Rig::new();
     let ino = r.file(ROOT, "a");
     for n in 0..40u64 {
-        let pieces: Vec<Piece> = (0..limits::COMMIT_ITEMS_MAX as u64)
-            .map(|k| piece((n * 1000 + k) * 20, 10, n * 1000 + k + 1, 0))
-            .collect();
+        let pieces: Vec<Piece> =
+            (0..limits::COMMIT_ITEMS_MAX as u64).map(|k| piece((n * 1000 + k) * 20, 10, n * 1000 + k + 1, 0)).collect();
         r.commit(ino, 0, pieces).unwrap();
     }
     r.unlink(ROOT, "a").unwrap();
