@@ -88,10 +88,17 @@ impl Acks {
         self.stored.entry(partition).or_default().replies += 1;
     }
 
-    /// The reply reached its receiver.
+    /// The reply reached its receiver; it answers all steps of the number.
     pub fn done(&mut self, op: OpId) {
         let Some(counter) = self.counters.get_mut(&op.origin) else { return };
-        let Some(begun) = counter.outstanding.remove(&(op.number, op.step)) else { return };
+        let steps = counter.outstanding.range((op.number, 0)..=(op.number, u32::MAX));
+        let steps: Vec<_> = steps.map(|(key, begun)| (*key, begun.substitute)).collect();
+        if steps.is_empty() {
+            return;
+        }
+        for (key, _) in &steps {
+            counter.outstanding.remove(key);
+        }
         counter.highest = counter.highest.max(op.number);
         counter.done += 1;
         if counter.done >= BATCH {
@@ -99,7 +106,7 @@ impl Acks {
             counter.settled = counter.candidate;
             counter.candidate = counter.highest;
         }
-        if let Some(fresh) = begun.substitute {
+        for fresh in steps.into_iter().filter_map(|(_, substitute)| substitute) {
             self.done(fresh);
         }
     }
@@ -205,6 +212,7 @@ mod tests {
         acks.begin(op(6));
         acks.unknown(op(6));
         assert!(!acks.substitute(op(6), fresh));
+        acks.begin(OpId { step: 1, ..op(5) });
         acks.done(op(5));
         assert!(acks.counters.values().map(|c| c.outstanding.len()).sum::<usize>() == 1);
     }

@@ -200,12 +200,22 @@ impl MetaClient {
     /// waits for ever; with one, [`FsError::Unavailable`] means that the outcome is unknown and that the same call may be
     /// repeated. [`FsError::Stale`] when the session has ended.
     ///
-    /// The caller says [`MetaClient::ack`] when the result has reached its own caller.
+    /// The caller says [`MetaClient::ack`] when the result has reached its own caller; for other origins than FUSE a
+    /// final error needs no acknowledgement.
     pub async fn write(&self, op: OpId, write: Write) -> FsResult<WriteReply> {
+        let result = self.write_under(op, &write).await;
+        // Only the kernel waits for the answer of a request of its own; a final error ends all others here.
+        if op.origin != Origin::Fuse && matches!(result, Err(e) if !e.is_retryable()) {
+            self.ack(op);
+        }
+        result
+    }
+
+    async fn write_under(&self, op: OpId, write: &Write) -> FsResult<WriteReply> {
         let inner = &self.inner;
         let id = inner.acks.lock().begin(op);
         let route = Route::Key(write.route());
-        let mut result = inner.run(route, Ask::Write(op, id, &write)).await;
+        let mut result = inner.run(route, Ask::Write(op, id, write)).await;
         if matches!(result, Err(FsError::TooOld)) {
             // The number lay below an acknowledgement that was sent before this operation began. Numbers of another
             // incarnation may have been executed by it: for those this is the end.
@@ -214,7 +224,7 @@ impl MetaClient {
             if !first || !inner.acks.lock().substitute(op, fresh) {
                 return Err(FsError::Io);
             }
-            result = inner.run(route, Ask::Write(op, fresh, &write)).await;
+            result = inner.run(route, Ask::Write(op, fresh, write)).await;
         }
         match result? {
             Answer::Write(reply) => Ok(reply),
@@ -226,7 +236,7 @@ impl MetaClient {
     pub async fn write_internal(&self, write: Write) -> FsResult<WriteReply> {
         let op = self.next_internal_op();
         let result = self.write(op, write).await;
-        if !matches!(result, Err(e) if e.is_retryable()) {
+        if result.is_ok() {
             self.ack(op);
         }
         result
