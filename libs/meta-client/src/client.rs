@@ -131,8 +131,7 @@ impl MetaClient {
         let identity = Arc::new(Identity::new(settings.credential.clone(), &*rng));
         let (io_timeout, mount) = (settings.io_timeout, request.mount);
         let credential = settings.credential.clone();
-        let master =
-            MasterClient::with(settings, transport.clone(), rng.clone(), identity.clone(), counters.clone());
+        let master = MasterClient::with(settings, transport.clone(), rng.clone(), identity.clone(), counters.clone());
         let lease = Lease::new(clock);
         let asked = lease.now_ns();
         let grant = match master.call(MasterCall::OpenSession(request)).await? {
@@ -262,7 +261,8 @@ impl MetaClient {
     /// Counters summed over all partitions.
     pub async fn statfs(&self) -> FsResult<PartitionUsage> {
         let routes = self.inner.cache.routes();
-        let asked = routes.map.partitions.iter().map(|p| self.inner.run(Route::Partition(p.id), Ask::Read(&Read::StatFs)));
+        let asked =
+            routes.map.partitions.iter().map(|p| self.inner.run(Route::Partition(p.id), Ask::Read(&Read::StatFs)));
         let mut sum = PartitionUsage::default();
         for answer in futures::future::join_all(asked).await {
             let Answer::Read(ReadReply::StatFs(u)) = answer? else { return Err(FsError::Io) };

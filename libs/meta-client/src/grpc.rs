@@ -176,9 +176,8 @@ impl Transport for GrpcTransport {
         let first = futures::stream::once(std::future::ready(hello));
         let outgoing = first.chain(ReceiverStream::new(queue)).map(|e| stream_convert::client_event(&e));
         let incoming = client.stream(outgoing).await.map_err(failed)?.into_inner();
-        let receive = incoming
-            .map(|e| stream_convert::from_server_event(e.map_err(failed)?).map_err(undecodable))
-            .boxed();
+        let receive =
+            incoming.map(|e| stream_convert::from_server_event(e.map_err(failed)?).map_err(undecodable)).boxed();
         Ok(EventStream { send, receive })
     }
 
@@ -186,9 +185,8 @@ impl Transport for GrpcTransport {
         let mut client = self.clients(addr)?.master;
         let request = master_convert::watch_request(&envelope, volume);
         let incoming = client.watch_map(request).await.map_err(failed)?.into_inner();
-        let items = incoming
-            .map(|r| master_convert::from_watch_response(r.map_err(failed)?).map_err(undecodable))
-            .boxed();
+        let items =
+            incoming.map(|r| master_convert::from_watch_response(r.map_err(failed)?).map_err(undecodable)).boxed();
         Ok(items)
     }
 }

@@ -92,20 +92,18 @@ impl MasterClient {
                     self.place.lock().0 = Some(addr);
                     return Ok(reply);
                 }
-                Ok(Ok(Err(r))) => {
-                    match r.error {
-                        FsError::NotLeader => {
-                            failures.insert(addr.clone(), not_leader(r.leader.as_deref()));
-                            moved = self.redirect(&addr, r.leader);
-                        }
-                        FsError::Unavailable | FsError::Overloaded => {
-                            failures.insert(addr.clone(), r.message.clone());
-                            self.next(&addr);
-                            busy = Some(r.error);
-                        }
-                        _ => return Err(r),
+                Ok(Ok(Err(r))) => match r.error {
+                    FsError::NotLeader => {
+                        failures.insert(addr.clone(), not_leader(r.leader.as_deref()));
+                        moved = self.redirect(&addr, r.leader);
                     }
-                }
+                    FsError::Unavailable | FsError::Overloaded => {
+                        failures.insert(addr.clone(), r.message.clone());
+                        self.next(&addr);
+                        busy = Some(r.error);
+                    }
+                    _ => return Err(r),
+                },
                 Ok(Err(e)) if e.error != FsError::Unavailable => {
                     return Err(refusal(e.error, &format!("master {addr}: {e}")));
                 }

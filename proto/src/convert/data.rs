@@ -3,9 +3,7 @@
 use super::common::{self, need};
 use crate::metanode::v1 as pb;
 use bytes::Bytes;
-use fusefs_types::{
-    Attr, Extent, FileKind, FsError, FsResult, Hlc, Ino, Mode, Name, Source, Time, limits, ops::Piece,
-};
+use fusefs_types::{Attr, Extent, FileKind, FsError, FsResult, Hlc, Ino, Mode, Name, Source, Time, limits, ops::Piece};
 
 /// File type from the wire.
 pub fn from_kind(kind: u32) -> FsResult<FileKind> {

@@ -50,9 +50,7 @@ pub fn node_call(c: &NodeCall) -> pb::NodeCall {
     let call = match c {
         NodeCall::CreateReplica(s) => C::CreateReplica(replica_spec(s)),
         NodeCall::DestroyReplica(p, r) => C::DestroyReplica(pb::ReplicaName { partition: p.0, replica: r.0 }),
-        NodeCall::Command(p, i) => {
-            C::Command(pb::GroupCommand { partition: p.0, command: Some(txn::internal(i)) })
-        }
+        NodeCall::Command(p, i) => C::Command(pb::GroupCommand { partition: p.0, command: Some(txn::internal(i)) }),
         NodeCall::ListObjects(p, after, limit) => C::ListObjects(pb::ListObjects {
             partition: p.0,
             after: after.as_ref().map(common::object_id),

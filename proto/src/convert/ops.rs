@@ -253,9 +253,7 @@ pub fn from_write(w: Option<pb::WriteOp>) -> FsResult<Write> {
         Op::Commit(c) => Write::Commit(from_commit(c)?),
         Op::Append(a) => Write::Append(from_append(a)?),
         Op::SetXattr(x) => Write::SetXattr(from_set_xattr(x)?),
-        Op::RemoveXattr(x) => {
-            Write::RemoveXattr(RemoveXattr { ino: Ino(x.ino), name: data::from_xattr_name(x.name)? })
-        }
+        Op::RemoveXattr(x) => Write::RemoveXattr(RemoveXattr { ino: Ino(x.ino), name: data::from_xattr_name(x.name)? }),
     })
 }
 
@@ -311,9 +309,7 @@ pub fn read(r: &Read) -> pb::ReadOp {
         }
         Read::GetXattr { ino, name } => Op::GetXattr(pb::GetXattr { ino: ino.0, name: name.clone() }),
         Read::ListXattr { ino } => Op::ListXattr(pb::ListXattr { ino: ino.0 }),
-        Read::Extents { ino, offset, len } => {
-            Op::Extents(pb::GetExtents { ino: ino.0, offset: *offset, len: *len })
-        }
+        Read::Extents { ino, offset, len } => Op::Extents(pb::GetExtents { ino: ino.0, offset: *offset, len: *len }),
         Read::StatFs => Op::StatFs(pb::Empty {}),
     };
     pb::ReadOp { op: Some(op) }
@@ -409,9 +405,7 @@ pub fn from_read_reply(r: pb::ReadReply) -> FsResult<ReadReply> {
             dir: need_attr(e.dir)?,
         },
         R::Xattr(v) => ReadReply::Xattr(data::from_xattr_value(v)?),
-        R::XattrNames(x) => {
-            ReadReply::XattrNames(list(x.names, limits::XATTR_LIST_MAX, data::from_xattr_name)?)
-        }
+        R::XattrNames(x) => ReadReply::XattrNames(list(x.names, limits::XATTR_LIST_MAX, data::from_xattr_name)?),
         R::Extents(e) => from_extents(e)?,
         R::StatFs(u) => ReadReply::StatFs(common::from_usage(u)),
     })

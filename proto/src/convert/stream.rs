@@ -25,11 +25,9 @@ pub fn from_server_event(e: pb::ServerEvent) -> FsResult<ServerEvent> {
     use pb::server_event::Body as B;
     let body = match e.body.ok_or(FsError::UpgradeNeeded)? {
         B::Hello(_) => ServerBody::Hello,
-        B::HoldersAsked(h) => ServerBody::HoldersAsked {
-            group: PartitionId(h.group),
-            term: h.term,
-            inos: txn::from_inos(h.inos),
-        },
+        B::HoldersAsked(h) => {
+            ServerBody::HoldersAsked { group: PartitionId(h.group), term: h.term, inos: txn::from_inos(h.inos) }
+        }
         B::MapChanged(m) => ServerBody::MapChanged { generation: m.generation },
     };
     Ok(ServerEvent { id: e.id, body })

@@ -152,13 +152,7 @@ pub fn from_txn_message(m: pb::TxnMessage) -> FsResult<TxnMessage> {
         S::Commit(p) => TxnStep::Commit(from_part(p)?),
         S::Abort(key) => TxnStep::Abort(common::from_range_key(Some(key))?),
     };
-    Ok(TxnMessage {
-        txn: from_txn_id(m.txn)?,
-        part: m.part,
-        floor: m.floor,
-        session: common::session(m.session),
-        step,
-    })
+    Ok(TxnMessage { txn: from_txn_id(m.txn)?, part: m.part, floor: m.floor, session: common::session(m.session), step })
 }
 
 /// Peer RPC to the wire.
@@ -231,10 +225,8 @@ fn from_txn_prepared(t: pb::TxnPrepared) -> FsResult<Internal> {
 /// Internal command to the wire.
 pub fn internal(i: &Internal) -> pb::Internal {
     use pb::internal::Command as C;
-    let session_token = |session: u128, token| pb::SessionToken {
-        session: common::id128(session),
-        token: common::token(token),
-    };
+    let session_token =
+        |session: u128, token| pb::SessionToken { session: common::id128(session), token: common::token(token) };
     let command = match i {
         Internal::TermStart => C::TermStart(pb::Empty {}),
         Internal::Attach { session, token } => C::Attach(session_token(session.0, *token)),
@@ -251,17 +243,13 @@ pub fn internal(i: &Internal) -> pb::Internal {
         Internal::TxnAncestry { txn, cycle } => {
             C::TxnAncestry(pb::TxnAncestry { txn: Some(txn_id(*txn)), cycle: *cycle })
         }
-        Internal::TxnFinished { txn, part, reply } => C::TxnFinished(pb::TxnFinished {
-            txn: Some(txn_id(*txn)),
-            part: *part,
-            reply: Some(part_reply(reply)),
-        }),
+        Internal::TxnFinished { txn, part, reply } => {
+            C::TxnFinished(pb::TxnFinished { txn: Some(txn_id(*txn)), part: *part, reply: Some(part_reply(reply)) })
+        }
         Internal::Txn(m) => C::Txn(txn_message(m)),
-        Internal::Pin { session, held, released } => C::Pin(pb::Pin {
-            session: common::id128(session.0),
-            held: inos(held),
-            released: inos(released),
-        }),
+        Internal::Pin { session, held, released } => {
+            C::Pin(pb::Pin { session: common::id128(session.0), held: inos(held), released: inos(released) })
+        }
         Internal::FreeOrphans { inos: list } => C::FreeOrphans(pb::Inos { inos: inos(list) }),
         Internal::ObjectsDeleted { objects } => {
             C::ObjectsDeleted(pb::Objects { objects: objects.iter().map(common::object_id).collect() })
@@ -292,11 +280,9 @@ pub fn from_internal(i: Option<pb::Internal>) -> FsResult<Internal> {
         },
         C::TxnPrepared(p) => from_txn_prepared(p)?,
         C::TxnAncestry(a) => Internal::TxnAncestry { txn: from_txn_id(a.txn)?, cycle: a.cycle },
-        C::TxnFinished(f) => Internal::TxnFinished {
-            txn: from_txn_id(f.txn)?,
-            part: f.part,
-            reply: from_part_reply(need(f.reply)?)?,
-        },
+        C::TxnFinished(f) => {
+            Internal::TxnFinished { txn: from_txn_id(f.txn)?, part: f.part, reply: from_part_reply(need(f.reply)?)? }
+        }
         C::Txn(m) => Internal::Txn(from_txn_message(m)?),
         C::Pin(p) => Internal::Pin {
             session: common::session(p.session),

@@ -206,7 +206,8 @@ fn names_are_checked_on_the_way_in() {
 fn what_a_newer_binary_sends_asks_for_an_upgrade() {
     // Field 9000 of the oneof: unknown here, so the oneof is empty.
     let unknown = [0xc2, 0xb2, 0x04, 0x00];
-    let mut command = txn::command(&Command { stamp: Default::default(), level: 1, body: Body::Internal(Internal::TermStart) });
+    let mut command =
+        txn::command(&Command { stamp: Default::default(), level: 1, body: Body::Internal(Internal::TermStart) });
     command.body = None;
     let mut bytes = command.encode_to_vec();
     bytes.extend_from_slice(&unknown);

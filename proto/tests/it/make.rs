@@ -373,11 +373,7 @@ impl Make {
         TxnMessage { txn: self.txn(), part: self.u32(), floor: self.u64(), session: self.session(), step }
     }
     pub fn part_reply(&mut self) -> PartReply {
-        PartReply {
-            done: self.bool(),
-            existing: self.maybe(|m| (m.ino(), m.kind())),
-            attr: self.maybe(Make::attr),
-        }
+        PartReply { done: self.bool(), existing: self.maybe(|m| (m.ino(), m.kind())), attr: self.maybe(Make::attr) }
     }
     pub fn internal(&mut self, variant: usize) -> Internal {
         let (session, token, part) = (self.session(), self.token(), self.u32());
@@ -421,12 +417,7 @@ impl Make {
             prefix: self.text(),
             path_style: self.bool(),
             credential: self.text(),
-            probe: self.some(2, |m| ProbeCheck {
-                name: m.text(),
-                ok: m.bool(),
-                required: m.bool(),
-                detail: m.text(),
-            }),
+            probe: self.some(2, |m| ProbeCheck { name: m.text(), ok: m.bool(), required: m.bool(), detail: m.text() }),
         }
     }
     fn member(&mut self) -> Member {
@@ -484,12 +475,9 @@ impl Make {
     pub fn client_event(&mut self, variant: usize) -> ClientEvent {
         let body = match variant {
             0 => ClientBody::Nothing,
-            _ => ClientBody::Holders {
-                group: self.partition(),
-                term: self.u64(),
-                asked: self.inos(),
-                held: self.inos(),
-            },
+            _ => {
+                ClientBody::Holders { group: self.partition(), term: self.u64(), asked: self.inos(), held: self.inos() }
+            }
         };
         ClientEvent { envelope: self.maybe(Make::envelope), ack: self.u64(), body }
     }

@@ -36,10 +36,7 @@ impl metanode_server::Metanode for Server {
     async fn peer(&self, _: Request<pb::PeerRequest>) -> Result<Response<pb::PeerResponse>, Status> {
         Err(Status::internal("broken"))
     }
-    async fn stream(
-        &self,
-        r: Request<Streaming<pb::ClientEvent>>,
-    ) -> Result<Response<Self::StreamStream>, Status> {
+    async fn stream(&self, r: Request<Streaming<pb::ClientEvent>>) -> Result<Response<Self::StreamStream>, Status> {
         // Answers every event with a question whose number is the ack plus one.
         let events = r.into_inner().map(|e| {
             let e = convert::from_client_event(e?).map_err(|_| Status::invalid_argument("event"))?;

@@ -52,7 +52,11 @@ async fn nobody_answers_names_every_address_and_why() {
     for part in ["m1:1: connection refused", "m2:1: no route to host", "m3:1: is not the leader and knows none"] {
         assert!(e.message.contains(part), "{}", e.message);
     }
-    let none = MasterClient::new(Settings::new(vec![], bytes::Bytes::new()), fake.clone(), components(&fake, &TestClock::new()).rng);
+    let none = MasterClient::new(
+        Settings::new(vec![], bytes::Bytes::new()),
+        fake.clone(),
+        components(&fake, &TestClock::new()).rng,
+    );
     assert_eq!(none.call(MasterCall::ListVolumes).await.unwrap_err().error, FsError::Invalid);
 }
 
@@ -175,7 +179,9 @@ async fn an_inode_that_nobody_owns_is_stale_after_a_look_at_the_newest_map() {
 async fn errors_of_the_file_system_are_final_and_refusals_are_not() {
     let fake = Fake::new();
     let client = connect(&fake).await;
-    for error in [FsError::Conflict, FsError::Overloaded, FsError::NotAttached, FsError::Unavailable, FsError::ClockSkew] {
+    for error in
+        [FsError::Conflict, FsError::Overloaded, FsError::NotAttached, FsError::Unavailable, FsError::ClockSkew]
+    {
         fake.script(NODES[0], Act::Refuse(Refusal { backoff_ms: 7, ..error.into() }));
         assert!(client.write(client.next_internal_op(), chmod(2)).await.is_ok(), "{error:?}");
     }
