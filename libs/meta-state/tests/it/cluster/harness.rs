@@ -3,7 +3,9 @@
 
 use super::check::{Event, What};
 use bytes::Bytes;
-use fusefs_meta_state::{InternalReply, LogPos, Outcome, Partition, PartitionConfig, Plan, Work, txn::Faults};
+use fusefs_meta_state::{
+    InternalReply, LogPos, Outcome, Partition, PartitionConfig, Plan, Work, fsck_volume, txn::Faults,
+};
 use fusefs_types::{
     Extent, FileKind, FsError, FsResult, Hlc, Ino, KeyRange, Name, ObjectId, PartitionId, RangeKey, SessionId, Source,
     Token, VolumeId,
@@ -100,6 +102,7 @@ pub struct Cluster {
     rng: u64,
     now: u64,
     weather: Weather,
+    faults: Faults,
     clients: Vec<Client>,
     sessions: u128,
     ended: BTreeSet<SessionId>,
@@ -132,6 +135,7 @@ impl Cluster {
             rng: seed | 1,
             now: 1_000_000,
             weather,
+            faults,
             clients: Vec::new(),
             sessions: 0,
             ended: BTreeSet::new(),
@@ -389,9 +393,18 @@ impl Cluster {
             self.pool.push(Msg::Walk { from, txn, moved, at: attr.parent });
         }
     }
+    /// The leader dies; every other time the next one starts from a snapshot.
     fn crash(&mut self, i: usize) {
         self.count("leader crash");
         self.nodes[i].waiters.clear();
+        if self.random(2) == 0 {
+            let mut bytes = Vec::new();
+            self.nodes[i].p.write_to(&mut bytes).unwrap();
+            let mut p = Partition::read_from(&mut &bytes[..]).unwrap();
+            assert_eq!(p.digest(), self.nodes[i].p.digest());
+            p.plant(self.faults);
+            self.nodes[i].p = p;
+        }
         self.pool.retain(|m| !m.touches(i));
     }
 
@@ -795,6 +808,12 @@ impl Cluster {
             }
             odd => Err(format!("readdir of {ino:?}: {odd:?}")),
         }
+    }
+    /// The online check of all partitions, at rest.
+    pub fn fsck(&self) -> Check {
+        let reports: Vec<_> = self.nodes.iter().map(|n| n.p.fsck()).collect();
+        let problems = fsck_volume(&reports);
+        if problems.is_empty() { Ok(()) } else { Err(format!("fsck: {problems:?}")) }
     }
     /// Inodes in all partitions.
     pub fn inodes(&self) -> u64 {
