@@ -9,7 +9,8 @@ use std::path::Path;
 pub fn settings<T: DeserializeOwned>(file: Option<&Path>, fields: &[&str], flags: toml::Table) -> Result<T> {
     let mut table = match file {
         Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("reading the settings file {}", path.display()))?;
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("reading the settings file {}", path.display()))?;
             text.parse::<toml::Table>().with_context(|| format!("the settings file {}", path.display()))?
         }
         None => toml::Table::new(),
@@ -24,7 +25,10 @@ pub fn settings<T: DeserializeOwned>(file: Option<&Path>, fields: &[&str], flags
 }
 
 fn value(text: &str) -> toml::Value {
-    text.parse::<i64>().map(toml::Value::Integer).or_else(|_| text.parse::<bool>().map(toml::Value::Boolean)).unwrap_or_else(|_| toml::Value::String(text.to_owned()))
+    text.parse::<i64>()
+        .map(toml::Value::Integer)
+        .or_else(|_| text.parse::<bool>().map(toml::Value::Boolean))
+        .unwrap_or_else(|_| toml::Value::String(text.to_owned()))
 }
 
 /// A table of the flags that were given.
@@ -72,7 +76,12 @@ mod tests {
     fn flags_win_over_the_file_and_unknown_keys_are_named() {
         let mut file = tempfile_in_target();
         write!(file.1, "listen = \"a:1\"\ngrace_ms = 5\n").unwrap();
-        let s: S = settings(Some(&file.0), &[], Flags::default().set("listen", Some("b:2")).list("peers", &["x".into()]).table()).unwrap();
+        let s: S = settings(
+            Some(&file.0),
+            &[],
+            Flags::default().set("listen", Some("b:2")).list("peers", &["x".into()]).table(),
+        )
+        .unwrap();
         assert_eq!(s, S { listen: "b:2".into(), grace_ms: 5, peers: vec!["x".into()] });
         writeln!(file.1, "lisen = 1").unwrap();
         let e = settings::<S>(Some(&file.0), &[], toml::Table::new()).unwrap_err();

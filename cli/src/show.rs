@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use fusefs_types::{
-    cluster::{ClusterInfo, PartitionInfo, ProbeCheck, SessionStatus, StoreKind, StoreRecord, VolumeRecord, VolumeState},
+    cluster::{
+        ClusterInfo, PartitionInfo, ProbeCheck, SessionStatus, StoreKind, StoreRecord, VolumeRecord, VolumeState,
+    },
     ops::PartitionUsage,
 };
 use serde_json::{Value, json as j};
@@ -102,7 +104,8 @@ pub fn partition(p: &PartitionInfo, u: Option<&PartitionUsage>) -> Value {
     let mut value = u.map_or_else(|| j!({}), usage);
     value["id"] = p.id.0.into();
     value["leader"] = p.leader.map(|l| l.0).into();
-    value["members"] = p.members.iter().map(|m| j!({"replica": m.replica.0, "node": m.node.to_string(), "addr": m.addr})).collect();
+    value["members"] =
+        p.members.iter().map(|m| j!({"replica": m.replica.0, "node": m.node.to_string(), "addr": m.addr})).collect();
     value["ranges"] = p.ranges.iter().map(|r| j!([r.start.ino.0, r.end.ino.0])).collect();
     value
 }

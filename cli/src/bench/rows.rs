@@ -214,7 +214,7 @@ fn read_random(path: &Path, bytes: usize, reads: usize) -> Result<usize> {
         x ^= x << 13;
         x ^= x >> 7;
         x ^= x << 17;
-        f.read_exact_at(&mut block, (x % blocks) * block.len() as u64)?;
+        f.read_exact_at(&mut block, (x % blocks) * (4 * KIB) as u64)?;
     }
     Ok(reads)
 }

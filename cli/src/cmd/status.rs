@@ -14,7 +14,9 @@ const PROBLEMS: u8 = 2;
 
 /// Executes the command. Exit code 0: all safe; 2: the cluster answers and has problems; 1: it does not answer.
 pub async fn run(args: StatusArgs) -> Result<ExitCode> {
-    let MasterReply::Info(info) = Cluster::new(&args.cluster)?.call(MasterCall::Info).await? else { bail!("unexpected answer") };
+    let MasterReply::Info(info) = Cluster::new(&args.cluster)?.call(MasterCall::Info).await? else {
+        bail!("unexpected answer")
+    };
     if args.output.json {
         json(&show::info(&info))?;
     } else {
@@ -43,7 +45,14 @@ fn print(info: &ClusterInfo) {
     }
     println!("\nvolumes");
     for v in &info.volumes {
-        println!("  {:<24}{}; {} in {} inodes; {}", v.name, show::state(v.state), show::bytes(v.usage.bytes), v.usage.inodes, v.redundancy);
+        println!(
+            "  {:<24}{}; {} in {} inodes; {}",
+            v.name,
+            show::state(v.state),
+            show::bytes(v.usage.bytes),
+            v.usage.inodes,
+            v.redundancy
+        );
     }
     if info.problems.is_empty() {
         println!("\nno problems: every partition has a leader and all its replicas");

@@ -32,13 +32,22 @@ pub async fn run(command: StoreCommand) -> Result<()> {
             println!("{:<16}{:<8}{:<12}WHERE", "NAME", "KIND", "PROBE");
             for s in &stores {
                 let ok = s.probe.iter().all(|c| c.ok || !c.required);
-                println!("{:<16}{:<8}{:<12}{}", s.name, show::kind(s.kind), if ok { "ok" } else { "FAILED" }, show::place(s));
+                println!(
+                    "{:<16}{:<8}{:<12}{}",
+                    s.name,
+                    show::kind(s.kind),
+                    if ok { "ok" } else { "FAILED" },
+                    show::place(s)
+                );
             }
         }
         StoreCommand::Show { name, cluster, output } => {
             let stores = list(&Cluster::new(&cluster)?).await?;
             let store = stores.into_iter().find(|s| s.name == name);
-            print_one(&store.with_context(|| format!("no store is named {name}; see: fusefs store list"))?, output.json)?;
+            print_one(
+                &store.with_context(|| format!("no store is named {name}; see: fusefs store list"))?,
+                output.json,
+            )?;
         }
         StoreCommand::Probe { name, cluster, output } => {
             let reply = Cluster::new(&cluster)?.call(MasterCall::ProbeStore(name)).await?;
@@ -62,8 +71,17 @@ fn print_one(store: &StoreRecord, as_json: bool) -> Result<()> {
     if as_json {
         return json(&show::store(store));
     }
-    println!("name:        {}\nkind:        {}\nwhere:       {}", store.name, show::kind(store.kind), show::place(store));
-    println!("region:      {}\ncredential:  {}", store.region, if store.credential.is_empty() { "(the masters' standard chain)" } else { &store.credential });
+    println!(
+        "name:        {}\nkind:        {}\nwhere:       {}",
+        store.name,
+        show::kind(store.kind),
+        show::place(store)
+    );
+    println!(
+        "region:      {}\ncredential:  {}",
+        store.region,
+        if store.credential.is_empty() { "(the masters' standard chain)" } else { &store.credential }
+    );
     show::print_probe(&store.probe);
     Ok(())
 }
@@ -85,14 +103,20 @@ pub fn parse_url(url: &str) -> Result<StoreRecord> {
     if url.starts_with('/') {
         return Ok(StoreRecord { kind: StoreKind::Dir, endpoint: url.to_owned(), ..empty });
     }
-    let (scheme, rest) = url.split_once("://").with_context(|| format!("`{url}` is neither an absolute path nor a URL such as https://HOST/BUCKET"))?;
+    let (scheme, rest) = url
+        .split_once("://")
+        .with_context(|| format!("`{url}` is neither an absolute path nor a URL such as https://HOST/BUCKET"))?;
     let (host, path) = match scheme {
         "http" | "https" => rest.split_once('/').unwrap_or((rest, "")),
         "s3" => ("", rest),
         other => bail!("unknown scheme {other}:// in `{url}`; use http://, https://, s3:// or an absolute path"),
     };
     let (bucket, prefix) = path.split_once('/').unwrap_or((path, ""));
-    ensure!(!bucket.is_empty(), "`{url}` names no bucket; use {scheme}://{}BUCKET[/PREFIX]", if host.is_empty() { String::new() } else { format!("{host}/") });
+    ensure!(
+        !bucket.is_empty(),
+        "`{url}` names no bucket; use {scheme}://{}BUCKET[/PREFIX]",
+        if host.is_empty() { String::new() } else { format!("{host}/") }
+    );
     ensure!(!host.contains('@'), "`{url}` contains credentials; give them to the masters by --credential NAME instead");
     let endpoint = if host.is_empty() { String::new() } else { format!("{scheme}://{host}") };
     Ok(StoreRecord { endpoint, bucket: bucket.to_owned(), prefix: prefix.trim_matches('/').to_owned(), ..empty })
@@ -105,7 +129,10 @@ mod tests {
     #[test]
     fn urls_say_endpoint_bucket_and_prefix() {
         let s = parse_url("http://127.0.0.1:9000/bucket/a/b/").unwrap();
-        assert_eq!((s.endpoint.as_str(), s.bucket.as_str(), s.prefix.as_str()), ("http://127.0.0.1:9000", "bucket", "a/b"));
+        assert_eq!(
+            (s.endpoint.as_str(), s.bucket.as_str(), s.prefix.as_str()),
+            ("http://127.0.0.1:9000", "bucket", "a/b")
+        );
         let s = parse_url("s3://bucket").unwrap();
         assert_eq!((s.endpoint.as_str(), s.bucket.as_str()), ("", "bucket"));
         assert_eq!(parse_url("/data").unwrap().kind, StoreKind::Dir);

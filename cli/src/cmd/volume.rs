@@ -22,7 +22,9 @@ pub async fn run(command: VolumeCommand) -> Result<()> {
             println!("mount it with: fusefs mount {} DIRECTORY --master {}", volume.name, cluster.master.join(","));
         }
         VolumeCommand::List { cluster, output } => {
-            let MasterReply::Volumes(volumes) = Cluster::new(&cluster)?.call(MasterCall::ListVolumes).await? else { bail!("unexpected answer") };
+            let MasterReply::Volumes(volumes) = Cluster::new(&cluster)?.call(MasterCall::ListVolumes).await? else {
+                bail!("unexpected answer")
+            };
             if output.json {
                 return json(&volumes.iter().map(show::volume).collect::<Vec<_>>());
             }
@@ -39,7 +41,9 @@ pub async fn run(command: VolumeCommand) -> Result<()> {
                 );
             }
         }
-        VolumeCommand::Show { name, cluster, output } => return show_one(&name, &Cluster::new(&cluster)?, output.json).await,
+        VolumeCommand::Show { name, cluster, output } => {
+            return show_one(&name, &Cluster::new(&cluster)?, output.json).await;
+        }
         VolumeCommand::Expand { name, capacity, inodes, cluster, output } => {
             let call = MasterCall::ExpandVolume(name, capacity, inodes);
             let volume = expect_volume(Cluster::new(&cluster)?.call(call).await?)?;
@@ -80,7 +84,9 @@ fn confirm(name: &str) -> Result<()> {
 async fn show_one(name: &str, cluster: &Cluster, as_json: bool) -> Result<()> {
     let volume = expect_volume(cluster.call(MasterCall::GetVolume(name.to_owned())).await?)?;
     let MasterReply::Map(map) = cluster.call(MasterCall::GetMap(volume.id)).await? else { bail!("unexpected answer") };
-    let MasterReply::Sessions(sessions) = cluster.call(MasterCall::ListSessions(volume.id)).await? else { bail!("unexpected answer") };
+    let MasterReply::Sessions(sessions) = cluster.call(MasterCall::ListSessions(volume.id)).await? else {
+        bail!("unexpected answer")
+    };
     let store = super::store::list(cluster).await?.into_iter().find(|s| s.id == volume.store);
     let usage = cluster.partition_usage(&map).await;
     if as_json {
@@ -90,14 +96,36 @@ async fn show_one(name: &str, cluster: &Cluster, as_json: bool) -> Result<()> {
         value["store"] = store.as_ref().map(show::store).into();
         return json(&value);
     }
-    println!("name:        {}\nstate:       {}\nredundancy:  {}", volume.name, show::state(volume.state), volume.redundancy);
-    println!("capacity:    {}\nused:        {} in {} inodes", show::capacity(volume.capacity), show::bytes(volume.usage.bytes), volume.usage.inodes);
-    println!("\n{:<12}{:<8}{:>10}{:>12}{:>12}{:>8}  REPLICAS", "PARTITION", "LEADER", "INODES", "OPERATIONS", "ACROSS", "ORPHANS");
+    println!(
+        "name:        {}\nstate:       {}\nredundancy:  {}",
+        volume.name,
+        show::state(volume.state),
+        volume.redundancy
+    );
+    println!(
+        "capacity:    {}\nused:        {} in {} inodes",
+        show::capacity(volume.capacity),
+        show::bytes(volume.usage.bytes),
+        volume.usage.inodes
+    );
+    println!(
+        "\n{:<12}{:<8}{:>10}{:>12}{:>12}{:>8}  REPLICAS",
+        "PARTITION", "LEADER", "INODES", "OPERATIONS", "ACROSS", "ORPHANS"
+    );
     for (p, u) in map.partitions.iter().zip(&usage) {
         let leader = p.leader.map_or("none".to_owned(), |l| l.to_string());
         let u = u.unwrap_or_default();
         let members: Vec<_> = p.members.iter().map(|m| format!("{}@{}", m.replica, m.addr)).collect();
-        println!("{:<12}{:<8}{:>10}{:>12}{:>12}{:>8}  {}", p.id.to_string(), leader, u.inodes, u.operations, u.transactions, u.orphans, members.join(" "));
+        println!(
+            "{:<12}{:<8}{:>10}{:>12}{:>12}{:>8}  {}",
+            p.id.to_string(),
+            leader,
+            u.inodes,
+            u.operations,
+            u.transactions,
+            u.orphans,
+            members.join(" ")
+        );
     }
     print_sessions(&sessions);
     if let Some(store) = store {

@@ -284,6 +284,11 @@ pub struct Unmounter {
 }
 
 impl Unmounter {
+    /// For any path, also one that another process mounted.
+    pub fn new(point: impl Into<PathBuf>) -> Unmounter {
+        Unmounter { point: point.into() }
+    }
+
     /// Regular unmount: EBUSY while the mount is in use.
     pub fn unmount(&self) -> std::io::Result<()> {
         #[cfg(target_os = "linux")]
