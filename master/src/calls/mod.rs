@@ -20,7 +20,7 @@ impl Core {
         self.named().await?;
         match call {
             MasterCall::Register(node) => self.register(node).await,
-            MasterCall::Heartbeat(h) => self.heartbeat(h),
+            MasterCall::Heartbeat(h) => self.heartbeat(h).await,
             MasterCall::Info => self.info().await,
             MasterCall::AddStore(store) => self.add_store(store).await,
             MasterCall::ListStores => self.list_stores().await,
@@ -32,7 +32,7 @@ impl Core {
             MasterCall::DeleteVolume(name, force) => self.delete_volume(name, *force, ask).await,
             MasterCall::GetMap(volume) => self.get_map(*volume).await,
             MasterCall::OpenSession(request) => self.open_session(request).await,
-            MasterCall::RenewSession(session, token) => self.renew_session(*session, *token),
+            MasterCall::RenewSession(session, token) => self.renew_session(*session, *token).await,
             MasterCall::AttachSession(session, partition, token) => {
                 self.attach_session(*session, *partition, *token).await
             }
@@ -56,7 +56,8 @@ impl Core {
         Ok(self.view(ClusterState::cluster))
     }
 
-    /// Reads after it see everything that was answered before the call, by whichever leader.
+    /// Reads after it see everything that was answered before the call, by whichever leader. Also what makes a refusal or
+    /// a lease true: a leader that was cut off does not know that it has been replaced.
     pub(crate) async fn barrier(&self) -> Step<()> {
         Ok(self.log.barrier().await?)
     }

@@ -16,7 +16,9 @@ impl Core {
         Ok(MasterReply::Registered(self.named().await?))
     }
 
-    pub(super) fn heartbeat(&self, h: &Heartbeat) -> Step<MasterReply> {
+    pub(super) async fn heartbeat(&self, h: &Heartbeat) -> Step<MasterReply> {
+        // A leader that was cut off must not keep the reports from the one that replaced it.
+        self.barrier().await?;
         if self.view(|s| s.node(h.node).is_none()) {
             return halt(FsError::NotFound, "this metanode is not registered; register again");
         }

@@ -59,7 +59,8 @@ impl Core {
         })))
     }
 
-    pub(super) fn renew_session(&self, session: SessionId, token: Token) -> Step<MasterReply> {
+    pub(super) async fn renew_session(&self, session: SessionId, token: Token) -> Step<MasterReply> {
+        self.barrier().await?;
         let found = self.view(|s| {
             let x = s.session(session).filter(|x| x.ending.is_none())?;
             Some((x.token, s.volume(x.volume).map_or(0, |v| v.generation)))
@@ -89,8 +90,8 @@ impl Core {
 
     /// "Fenced" is answered when every attached partition knows (PROTOCOL 11); until then the call waits.
     pub(super) async fn revoke_session(&self, session: SessionId, ask: &Ask) -> Step<MasterReply> {
+        self.barrier().await?;
         if !ask.repeated && self.view(|s| s.session(session).is_none()) {
-            self.barrier().await?;
             return halt(FsError::NotFound, format!("no session {session}"));
         }
         self.end(session, None, 0).await?;

@@ -15,6 +15,7 @@ impl Core {
         let mut store = StoreRecord { id: StoreId(0), probe: Vec::new(), ..store.clone() };
         valid::store(&store)?;
         let _one = self.adding.lock().await;
+        self.barrier().await?;
         if let Some(id) = self.view(|s| s.existing_store(&store))? {
             return self.store_reply(id);
         }

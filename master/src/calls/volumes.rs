@@ -29,6 +29,7 @@ impl Core {
     /// Commits the first step, or finds the volume that an earlier call began.
     async fn start_volume(&self, spec: &VolumeSpec) -> Step<VolumeId> {
         valid::spec(spec)?;
+        self.barrier().await?;
         let store = self.view(|s| find_store(s, &spec.store))?;
         let spec = VolumeSpec { store: store.name.clone(), ..spec.clone() };
         if let Some(id) = self.view(|s| s.existing_volume(&spec))? {

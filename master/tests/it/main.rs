@@ -5,3 +5,4 @@ mod core_sessions;
 mod core_stores;
 mod core_volumes;
 mod fake;
+mod service;
