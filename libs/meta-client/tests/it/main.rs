@@ -399,7 +399,7 @@ async fn envelopes_say_who_speaks() {
     let fake = Fake::new();
     let client = connect(&fake).await;
     for n in 1..4 {
-        client.write(client.fuse_op(n * 2 | 1 << 63), chmod(2)).await.unwrap();
+        client.write(client.fuse_op((n * 2) | (1 << 63)), chmod(2)).await.unwrap();
     }
     let seen = fake.with(|s| s.seen.clone());
     let (_, e, _) = seen.last().unwrap();
