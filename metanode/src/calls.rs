@@ -39,9 +39,8 @@ impl Metanode {
             }
             NodeCall::Digest(group) => {
                 let hosted = self.hosted(group).ok_or(FsError::NotFound)?;
-                let applied = hosted.group.status().applied;
-                let digest = hosted.group.read(|m| m.partition().map(|p| p.digest()))?;
-                Ok(NodeReply::Digest(applied, digest as u64 ^ (digest >> 64) as u64))
+                let (applied, digest) = hosted.group.read(|m| m.digest())?;
+                Ok(NodeReply::Digest(applied, digest))
             }
         }
     }
@@ -56,14 +55,14 @@ impl Metanode {
             Err(error) => tracing::warn!(volume = %spec.volume, %error, "object store cannot be opened"),
         }
         if let Some(old) = self.hosted(spec.partition) {
-            return if old.group.spec().replica == spec.replica { Ok(NodeReply::Ok) } else { Err(FsError::Exists.into()) };
+            return if old.group.spec().replica == spec.replica {
+                Ok(NodeReply::Ok)
+            } else {
+                Err(FsError::Exists.into())
+            };
         }
-        let spec = GroupSpec {
-            group: spec.partition,
-            replica: spec.replica,
-            members: spec.members,
-            label: label.encode(),
-        };
+        let spec =
+            GroupSpec { group: spec.partition, replica: spec.replica, members: spec.members, label: label.encode() };
         let group = self.host.create_group(spec).await.map_err(|e| host_error(&e))?;
         self.adopt(group);
         Ok(NodeReply::Ok)

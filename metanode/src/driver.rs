@@ -5,7 +5,7 @@ use crate::{group::Hosted, node::Metanode};
 use fusefs_meta_state::Work;
 use fusefs_types::{
     FsError, FsResult, Hlc, Ino,
-    txn::{Internal, TxnId, TxnStep},
+    txn::{Internal, TxnId, TxnMessage, TxnStep},
 };
 use parking_lot::Mutex;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -63,13 +63,11 @@ impl Metanode {
         let mut status = hosted.group.watch();
         let flight = Arc::new(Flight::default());
         let tick = Duration::from_millis(self.settings.background_ms.max(10));
-        let stop = hosted.stop.notified();
-        tokio::pin!(stop);
         loop {
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(|s| *s) => return,
-                () = &mut stop => return,
+                () = hosted.stop.cancelled() => return,
                 () = hosted.shared.txn_wake.notified() => {}
                 changed = status.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep_until(Instant::now() + tick) => {}
@@ -81,10 +79,7 @@ impl Metanode {
     }
 
     fn launch(self: &Arc<Self>, hosted: &Arc<Hosted>, flight: &Arc<Flight>) {
-        let (work, seen) = hosted
-            .group
-            .read(|m| m.partition().map(|p| (p.txn_work(), p.last())))
-            .unwrap_or_default();
+        let (work, seen) = hosted.group.read(|m| m.partition().map(|p| (p.txn_work(), p.last()))).unwrap_or_default();
         for item in work {
             let Some(step) = name(&item) else { continue };
             if !flight.take(step) {
@@ -112,28 +107,9 @@ impl Metanode {
     /// Does one piece of work and logs its result; false = nothing came of it, the tick tries again.
     async fn perform(self: &Arc<Self>, hosted: &Hosted, work: Work, seen: Hlc) -> bool {
         let answer = match work {
-            Work::SendTxn(message) => {
-                let (txn, part) = (message.txn, message.part);
-                let deciding = matches!(message.step, TxnStep::Prepare(_) | TxnStep::Execute(_));
-                let result = self.deliver(hosted.volume, seen, message).await;
-                match (deciding, result) {
-                    (_, Err(FsError::Unavailable)) => None,
-                    (true, Err(e)) if e != FsError::Conflict && e.code() >= 1000 => {
-                        tracing::debug!(?txn, part, error = %e, "step refused");
-                        None
-                    }
-                    (true, result) => Some(Internal::TxnPrepared { txn, part, result }),
-                    (false, Ok(reply)) => Some(Internal::TxnFinished { txn, part, reply }),
-                    // Below the floor: it was finished before.
-                    (false, Err(FsError::TooOld)) => None,
-                    (false, Err(e)) => {
-                        tracing::debug!(?txn, part, error = %e, "commit or abort not taken yet");
-                        None
-                    }
-                }
-            }
+            Work::SendTxn(message) => self.send(hosted, message, seen).await,
             Work::CheckAncestry { txn, moved, new_parent } => match self.is_below(hosted, moved, new_parent).await {
-                Ok(cycle) => Some(Internal::TxnAncestry { txn, cycle }),
+                Ok(cycle) => Some((Internal::TxnAncestry { txn, cycle }, Hlc(0))),
                 Err(error) => {
                     tracing::debug!(?txn, %error, "ancestry not known yet");
                     None
@@ -141,8 +117,34 @@ impl Metanode {
             },
             Work::AskHolders { .. } | Work::FreeOrphans(_) | Work::DeleteObjects(_) => None,
         };
-        let Some(internal) = answer else { return false };
-        hosted.internal(internal, Hlc(0)).await.is_ok()
+        let Some((internal, seen)) = answer else { return false };
+        match hosted.internal(internal, seen).await {
+            Ok(_) => true,
+            Err(r) => {
+                if r.error == FsError::ClockSkew {
+                    tracing::warn!(partition = %hosted.id, "a participant's clock is too far ahead: fix the clocks");
+                }
+                false
+            }
+        }
+    }
+
+    /// Sends a step; the command that logs its answer, stamped after the participant's.
+    async fn send(self: &Arc<Self>, hosted: &Hosted, message: TxnMessage, seen: Hlc) -> Option<(Internal, Hlc)> {
+        let (txn, part) = (message.txn, message.part);
+        let deciding = matches!(message.step, TxnStep::Prepare(_) | TxnStep::Execute(_));
+        match self.deliver(hosted.volume, seen, message).await {
+            Ok((reply, at)) if deciding => Some((Internal::TxnPrepared { txn, part, result: Ok(reply) }, at)),
+            Ok((reply, at)) => Some((Internal::TxnFinished { txn, part, reply }, at)),
+            Err(e) if deciding && (e == FsError::Conflict || e.code() < 1000) => {
+                Some((Internal::TxnPrepared { txn, part, result: Err(e) }, Hlc(0)))
+            }
+            // TooOld: it was finished before. Everything else is sent again.
+            Err(error) => {
+                tracing::debug!(?txn, part, %error, "step not taken");
+                None
+            }
+        }
     }
 
     /// Whether `dir` is `top` or below it, by linearizable reads up the chain of parents.

@@ -21,6 +21,7 @@ use std::{
     },
 };
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// Counters of one replica since the process started.
 #[derive(Default)]
@@ -69,7 +70,7 @@ pub(crate) struct Hosted {
     /// The slow rounds (orphans, dead objects) have something to look at.
     pub(crate) slow_wake: Notify,
     /// Ends this replica's tasks.
-    pub(crate) stop: Notify,
+    pub(crate) stop: CancellationToken,
     pub(crate) counters: Counters,
 }
 
@@ -90,7 +91,7 @@ impl Hosted {
             holders: Mutex::default(),
             attaching: Mutex::default(),
             slow_wake: Notify::new(),
-            stop: Notify::new(),
+            stop: CancellationToken::new(),
             counters: Counters::default(),
         }
     }

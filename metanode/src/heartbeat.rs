@@ -13,7 +13,7 @@ impl Metanode {
     ///
     /// # Errors
     /// The masters are another cluster's, or refuse the token: serving on would only confuse.
-    pub(crate) async fn report(self: Arc<Self>, addr: String) -> Result<(), StartError> {
+    pub async fn report(self: Arc<Self>, addr: String) -> Result<(), StartError> {
         let mut stopping = self.stopping();
         let period = Duration::from_millis(self.settings.heartbeat_ms.max(10));
         let mut next = Instant::now();
@@ -59,9 +59,8 @@ impl Metanode {
         let mut replicas: Vec<ReplicaReport> = Vec::new();
         for hosted in self.all() {
             let status = hosted.group.status();
-            let (usage, inos_left) = hosted.group.read(|m| {
-                m.partition().map(|p| (p.usage(), p.inos_left())).unwrap_or_default()
-            });
+            let (usage, inos_left) =
+                hosted.group.read(|m| m.partition().map(|p| (p.usage(), p.inos_left())).unwrap_or_default());
             replicas.push(ReplicaReport {
                 partition: hosted.id,
                 replica: hosted.group.spec().replica,

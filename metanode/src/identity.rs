@@ -17,13 +17,17 @@ pub enum IdentityError {
     #[error("data dir {0}: {1}")]
     Io(PathBuf, std::io::Error),
     /// Not a superblock of this version.
-    #[error("data dir {0}: the file `superblock` is damaged or of a newer version; restore it or use an empty directory")]
+    #[error(
+        "data dir {0}: the file `superblock` is damaged or of a newer version; restore it or use an empty directory"
+    )]
     Damaged(PathBuf),
     /// Another process has it.
     #[error("data dir {0} is in use by another process; stop it or choose another --data-dir")]
     InUse(PathBuf),
     /// Another cluster's.
-    #[error("data dir {dir} belongs to cluster {theirs}, but the masters are of cluster {ours}; choose another --data-dir or other masters")]
+    #[error(
+        "data dir {dir} belongs to cluster {theirs}, but the masters are of cluster {ours}; choose another --data-dir or other masters"
+    )]
     OtherCluster {
         /// Directory.
         dir: PathBuf,
@@ -48,8 +52,7 @@ impl Identity {
     pub fn open(dir: &Path, rng: &dyn Rng) -> Result<Identity, IdentityError> {
         let io = |e| IdentityError::Io(dir.into(), e);
         std::fs::create_dir_all(dir).map_err(io)?;
-        let lock =
-            OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(io)?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(io)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(IdentityError::InUse(dir.into())),

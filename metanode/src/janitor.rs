@@ -46,13 +46,11 @@ impl Metanode {
         let mut stopping = self.stopping();
         let tick = Duration::from_millis(self.settings.background_ms.max(10));
         let mut asked = Asked::default();
-        let stop = hosted.stop.notified();
-        tokio::pin!(stop);
         loop {
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(|s| *s) => return,
-                () = &mut stop => return,
+                () = hosted.stop.cancelled() => return,
                 () = hosted.slow_wake.notified() => {}
                 () = tokio::time::sleep_until(Instant::now() + tick) => {}
             }
@@ -61,7 +59,7 @@ impl Metanode {
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(|s| *s) => return,
-                () = &mut stop => return,
+                () = hosted.stop.cancelled() => return,
                 () = self.round(&hosted, term, &mut asked) => {}
             }
         }
@@ -129,7 +127,10 @@ impl Metanode {
         hosted.barrier().await.map_err(|r| r.error)?;
         self.delete_bodies(hosted.volume, &due).await?;
         let count = due.len() as u64;
-        hosted.internal(Internal::ObjectsDeleted { objects: due }, Hlc(0)).await.map_err(|r: fusefs_types::ops::Refusal| r.error)?;
+        hosted
+            .internal(Internal::ObjectsDeleted { objects: due }, Hlc(0))
+            .await
+            .map_err(|r: fusefs_types::ops::Refusal| r.error)?;
         hosted.counters.objects_deleted.fetch_add(count, Ordering::Relaxed);
         hosted.slow_wake.notify_one();
         Ok::<(), FsError>(())

@@ -23,6 +23,8 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 
 const SNAPSHOT_VERSION: u8 = 1;
+/// Entries of clients that went away are dropped when there are this many.
+const WAITERS_SWEEP: usize = 1024;
 
 /// What a replica is born with, as kept in the label of its group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +83,9 @@ impl Shared {
     pub(crate) fn wait(&self, txn: TxnId) -> oneshot::Receiver<FsResult<WriteReply>> {
         let (tx, rx) = oneshot::channel();
         let mut waiters = self.waiters.lock();
+        if waiters.len() >= WAITERS_SWEEP {
+            waiters.retain(|_, list| list.iter().any(|w| !w.is_closed()));
+        }
         let list = waiters.entry(txn).or_default();
         list.retain(|w| !w.is_closed());
         list.push(tx);
@@ -119,6 +124,8 @@ pub struct PartitionMachine {
 struct State {
     partition: Partition,
     blobs: BlobStore,
+    /// Log index of the last command.
+    index: u64,
 }
 
 impl PartitionMachine {
@@ -141,6 +148,13 @@ impl PartitionMachine {
         self.state.as_ref().map_or((0, 0), |s| (s.blobs.live_bytes(), s.blobs.segments()))
     }
 
+    /// Log index of the last command and the digest after it: replicas that name the same index must agree.
+    pub(crate) fn digest(&self) -> FsResult<(u64, u64)> {
+        let state = self.state.as_ref().map_err(|_| FsError::Io)?;
+        let digest = state.partition.digest();
+        Ok((state.index, digest as u64 ^ (digest >> 64) as u64))
+    }
+
     /// Answers a question, inline extents with their bytes.
     pub(crate) fn read(&self, session: SessionId, read: &Read) -> FsResult<ReadReply> {
         let state = self.state.as_ref().map_err(|_| FsError::Io)?;
@@ -158,7 +172,7 @@ impl State {
             .ok_or_else(|| Stop("upgrade needed: this binary does not know the replica's label".into()))?;
         let partition = Partition::new(label.config(spec.group)).map_err(|e| Stop(format!("replica label: {e}")))?;
         let blobs = BlobStore::open(blobs, segment_bytes).map_err(|e| Stop(format!("blob directory: {e}")))?;
-        Ok(State { partition, blobs })
+        Ok(State { partition, blobs, index: 0 })
     }
 
     fn inline(&self, extents: &[Extent]) -> FsResult<Vec<(u32, Bytes)>> {
@@ -186,6 +200,7 @@ impl Machine for PartitionMachine {
         let command = decode_command(payload)?;
         let at = fusefs_meta_state::LogPos { term: at.term, index: at.index, n: at.n };
         let applied = state.partition.apply(at, &command);
+        state.index = at.index;
         if applied.outcome == Outcome::UpgradeNeeded {
             return Err(Stop(upgrade(at.index)));
         }
@@ -202,7 +217,9 @@ impl Machine for PartitionMachine {
 
     fn freeze(&self) -> Box<dyn Frozen> {
         match &self.state {
-            Ok(s) => Box::new(FrozenMachine { partition: s.partition.clone(), blobs: s.blobs.freeze() }),
+            Ok(s) => {
+                Box::new(FrozenMachine { index: s.index, partition: s.partition.freeze(), blobs: s.blobs.freeze() })
+            }
             Err(stop) => Box::new(FrozenFailure(stop.0.clone())),
         }
     }
@@ -214,6 +231,9 @@ impl Machine for PartitionMachine {
         if version[0] != SNAPSHOT_VERSION {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "upgrade needed: unknown snapshot version"));
         }
+        let mut index = [0; 8];
+        from.read_exact(&mut index)?;
+        state.index = u64::from_le_bytes(index);
         state.blobs.clear();
         state.blobs.read_from(from)?;
         state.partition = Partition::read_from(from)?;
@@ -238,14 +258,16 @@ fn decode_command(payload: &[u8]) -> Result<Command, Stop> {
 }
 
 struct FrozenMachine {
+    index: u64,
     partition: Partition,
     blobs: FrozenBlobs,
 }
 
 impl Frozen for FrozenMachine {
-    /// Version byte, blobs, partition.
+    /// Version byte, log index of the last command u64, blobs, partition.
     fn write_to(&self, out: &mut dyn io::Write) -> io::Result<()> {
         out.write_all(&[SNAPSHOT_VERSION])?;
+        out.write_all(&self.index.to_le_bytes())?;
         self.blobs.write_to(out)?;
         self.partition.write_to(out)
     }

@@ -1,7 +1,10 @@
 //! Partition maps of the volumes that this node serves, for messages to other partitions. Hints: the groups' own ranges
 //! win over them.
 
-use fusefs_types::{RangeKey, VolumeId, cluster::{PartitionInfo, VolumeMap}};
+use fusefs_types::{
+    RangeKey, VolumeId,
+    cluster::{PartitionInfo, VolumeMap},
+};
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -78,8 +78,8 @@ pub struct Metanode {
 }
 
 impl Metanode {
-    /// Opens the data directory: every replica comes back from its checkpoint and the log. Background work starts with
-    /// [`Metanode::start`].
+    /// Opens the data directory: every replica comes back from its checkpoint and the log, and its background work starts.
+    /// Registering and reporting is [`Metanode::report`].
     pub async fn open(
         settings: Settings,
         identity: NodeIdentity,
@@ -95,6 +95,8 @@ impl Metanode {
         };
         let mut raft = fusefs_raft_host::Settings::new(identity.cluster, identity.node);
         raft.timers = components.timers;
+        raft.segment_bytes = settings.log_segment_bytes;
+        raft.checkpoint_bytes = settings.checkpoint_bytes;
         let (clock, rng) = (components.raft.clock.clone(), components.raft.rng.clone());
         let host = Host::open(raft, components.raft, make).await?;
         let node = Arc::new(Metanode {
@@ -141,7 +143,7 @@ impl Metanode {
         if groups.get(&group).is_some_and(|h| h.group.spec().replica == replica)
             && let Some(hosted) = groups.remove(&group)
         {
-            hosted.stop.notify_waiters();
+            hosted.stop.cancel();
         }
         self.sides.lock().remove(&(group, replica));
     }
@@ -152,10 +154,18 @@ impl Metanode {
         self.tasks.close();
         let all: Vec<_> = self.groups.read().values().cloned().collect();
         for hosted in all {
-            hosted.stop.notify_waiters();
+            hosted.stop.cancel();
         }
         let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
         self.host.shutdown().await;
+    }
+
+    /// Ends as a killed process would: nothing more is written or sent.
+    pub fn abort(&self) {
+        self.stopping.send_replace(true);
+        self.tasks.close();
+        self.all().iter().for_each(|h| h.stop.cancel());
+        self.host.abort();
     }
 
     pub(crate) fn stopping(&self) -> tokio::sync::watch::Receiver<bool> {

@@ -2,7 +2,7 @@
 
 use fusefs_meta_client::{CallError, MasterClient, Transport};
 use fusefs_types::{
-    FsError, PartitionId,
+    FsError, Hlc, PartitionId,
     cluster::{MasterCall, MasterRefusal, MasterReply},
     ops::{Envelope, Read, ReadReply, Refusal, Reply},
     txn::{PartReply, TxnMessage},
@@ -43,19 +43,19 @@ impl Outside {
         addr: &str,
         envelope: Envelope,
         message: &TxnMessage,
-    ) -> Result<PartReply, Refusal> {
+    ) -> Result<(PartReply, Hlc), Refusal> {
         answered(self.transport.peer(addr, envelope, message)).await
     }
 
     /// Asks a metanode a linearizable question.
     pub(crate) async fn read(&self, addr: &str, envelope: Envelope, read: &Read) -> Result<ReadReply, Refusal> {
-        answered(self.transport.read(addr, envelope, PartitionId(0), read)).await
+        answered(self.transport.read(addr, envelope, PartitionId(0), read)).await.map(|(reply, _)| reply)
     }
 }
 
-async fn answered<T>(call: impl Future<Output = Result<Reply<T>, CallError>>) -> Result<T, Refusal> {
+async fn answered<T>(call: impl Future<Output = Result<Reply<T>, CallError>>) -> Result<(T, Hlc), Refusal> {
     match tokio::time::timeout(PEER_TIMEOUT, call).await {
-        Ok(Ok(reply)) => reply.result,
+        Ok(Ok(reply)) => reply.result.map(|r| (r, reply.head.hlc)),
         Ok(Err(lost)) => Err(lost.error.into()),
         Err(_) => Err(FsError::Unavailable.into()),
     }

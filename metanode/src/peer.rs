@@ -49,20 +49,20 @@ impl Metanode {
     }
 
     /// Delivers a step to the owner of its key. Err(Unavailable): nobody could be reached, come again; any other error
-    /// is the participant's answer.
+    /// is the participant's answer. An answer comes with the participant's stamp.
     pub(crate) async fn deliver(
         self: &Arc<Self>,
         volume: VolumeId,
         seen: Hlc,
         message: TxnMessage,
-    ) -> FsResult<PartReply> {
+    ) -> FsResult<(PartReply, Hlc)> {
         let mut doors = Doors::new(volume, message.route());
         for _ in 0..TRIES {
             let result = match doors.next(self).await {
-                Some(Door::Local(hosted)) => self.step(&hosted, message.clone(), seen).await,
-                Some(Door::Remote(addr)) => {
-                    self.outside.peer(&addr, self.envelope(volume, seen), &message).await
+                Some(Door::Local(hosted)) => {
+                    self.step(&hosted, message.clone(), seen).await.map(|reply| (reply, hosted.shared.last()))
                 }
+                Some(Door::Remote(addr)) => self.outside.peer(&addr, self.envelope(volume, seen), &message).await,
                 None => Err(FsError::Unavailable.into()),
             };
             match result {

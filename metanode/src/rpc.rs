@@ -1,11 +1,18 @@
 //! The one port: gRPC for clients, masters and peers, and /healthz, /readyz, /metrics. Only conversions here.
 
 use crate::{Metanode, stream::EventStream};
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::StatusCode,
+    routing::{any, get},
+};
 use fusefs_proto::{
     convert::{node, ops, stream, txn},
     metanode::v1::{self as pb, metanode_server},
+    raft::v1::peer_server::PeerServer,
 };
+use fusefs_raft_host::{CREDENTIAL_METADATA, GrpcServer};
 use fusefs_types::{
     FsError, FsResult, Hlc, VolumeId,
     auth::{self, ClusterToken},
@@ -17,13 +24,36 @@ use std::{
     sync::{Arc, OnceLock},
 };
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{
+    Request, Response, Status, Streaming,
+    service::{Interceptor, interceptor::InterceptedService},
+};
 
 /// The node behind the port, once its data directory is open.
 #[derive(Clone)]
 pub(crate) struct Slot {
     pub(crate) node: Arc<OnceLock<Arc<Metanode>>>,
+    /// The raft service, which needs the open host.
+    pub(crate) peers: Arc<OnceLock<Peers>>,
     pub(crate) token: Option<ClusterToken>,
+}
+
+/// Raft between nodes, behind the check of the cluster token.
+pub(crate) type Peers = InterceptedService<PeerServer<GrpcServer>, PeerAuth>;
+
+/// Lets only holders of the cluster token talk raft.
+#[derive(Clone)]
+pub(crate) struct PeerAuth(pub(crate) Option<ClusterToken>);
+
+impl Interceptor for PeerAuth {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let Some(token) = &self.0 else { return Ok(request) };
+        let sent = request.metadata().get_bin(CREDENTIAL_METADATA).and_then(|v| v.to_bytes().ok());
+        if sent.is_some_and(|c| token.matches(&c)) {
+            return Ok(request);
+        }
+        Err(Status::unauthenticated(FsError::Unauthenticated.text()))
+    }
 }
 
 impl Slot {
@@ -37,9 +67,7 @@ impl Slot {
     fn reply<T>(&self, volume: VolumeId, result: Result<T, Refusal>) -> Reply<T> {
         let refused = matches!(&result, Err(r) if r.error == FsError::Unauthenticated);
         let head = match self.node.get() {
-            Some(node) if !refused => {
-                ReplyHead { hlc: node.seen(volume), map_generation: node.map_generation(volume) }
-            }
+            Some(node) if !refused => ReplyHead { hlc: node.seen(volume), map_generation: node.map_generation(volume) },
             _ => ReplyHead { hlc: Hlc(0), map_generation: 0 },
         };
         Reply { head, result }
@@ -153,10 +181,7 @@ struct Outgoing {
 
 impl Stream for Outgoing {
     type Item = fusefs_types::stream::ServerEvent;
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Self::Item>> {
         if self.stopping.as_mut().poll(cx).is_ready() {
             return std::task::Poll::Ready(None);
         }
@@ -177,12 +202,24 @@ pub(crate) fn http(slot: Slot) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .route("/fusefs.raft.v1.Peer/{method}", any(raft))
         .with_state(slot)
 }
 
 async fn ready(State(slot): State<Slot>) -> (StatusCode, String) {
     let why = slot.node.get().map_or_else(|| "starting: waiting for the masters".into(), |n| n.not_ready());
     if why.is_empty() { (StatusCode::OK, "ready\n".into()) } else { (StatusCode::SERVICE_UNAVAILABLE, why + "\n") }
+}
+
+async fn raft(State(slot): State<Slot>, request: axum::extract::Request) -> axum::response::Response {
+    use tonic::codegen::Service;
+    let Some(mut peers) = slot.peers.get().cloned() else {
+        return Status::unavailable("starting").into_http::<axum::body::Body>().map(axum::body::Body::new);
+    };
+    match peers.call(request.map(tonic::body::Body::new)).await {
+        Ok(response) => response.map(axum::body::Body::new),
+        Err(never) => match never {},
+    }
 }
 
 async fn metrics(State(slot): State<Slot>) -> String {

@@ -3,14 +3,15 @@
 use crate::{
     Components, Identity, IdentityError, Metanode, NodeIdentity, Settings,
     heartbeat::node_record,
-    rpc::{self, Slot},
+    rpc::{self, PeerAuth, Slot},
 };
 use fusefs_meta_client::{GrpcTransport, MasterClient, Transport};
-use fusefs_raft_host::{CREDENTIAL_METADATA, GrpcNet, GrpcServer, GrpcSettings, HostError, RealDisk};
+use fusefs_raft_host::{GrpcNet, GrpcServer, GrpcSettings, HostError, RealDisk};
 use fusefs_types::{
     Clock, ClusterId, FsError, Rng,
     auth::ClusterToken,
     cluster::{MasterCall, MasterReply, NodeRecord},
+    limits,
 };
 use std::{
     net::SocketAddr,
@@ -18,11 +19,13 @@ use std::{
     sync::{Arc, OnceLock},
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch};
-use tonic::{Request, Status, service::interceptor::InterceptedService};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tonic::service::interceptor::InterceptedService;
 
 /// How long connections may finish their requests at shutdown.
 const DRAIN: Duration = Duration::from_secs(3);
+/// A silent connection is probed this often.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Clock and entropy of the process.
 #[derive(Clone)]
@@ -64,7 +67,7 @@ pub struct Server {
     settings: Settings,
     components: ServerComponents,
     identity: Arc<Identity>,
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     addr: String,
     slot: Slot,
     masters: fusefs_meta_client::Settings,
@@ -89,8 +92,9 @@ impl Server {
         let credential = token.as_ref().map(ClusterToken::credential).unwrap_or_default();
         let mut masters = fusefs_meta_client::Settings::new(settings.masters.clone(), credential);
         masters.master_timeout = Duration::from_secs(5);
-        let slot = Slot { node: Arc::new(OnceLock::new()), token };
+        let slot = Slot { node: Arc::default(), peers: Arc::default(), token };
         let transport: Arc<dyn Transport> = Arc::new(GrpcTransport::new());
+        let listener = Arc::new(listener);
         Ok(Server { settings, components, identity, listener, addr, slot, masters, transport })
     }
 
@@ -131,44 +135,66 @@ impl Server {
     }
 
     async fn serve(self, mut stopped: watch::Receiver<bool>) -> Result<(), StartError> {
-        let cluster = tokio::select! {
+        let (serving, end) = self.listen();
+        let mut serving = serving;
+        let started = tokio::select! {
             biased;
-            _ = stopped.wait_for(|s| *s) => return Ok(()),
-            cluster = self.join() => cluster?,
+            _ = stopped.wait_for(|s| *s) => None,
+            started = self.start() => Some(started?),
         };
-        let node = self.open(cluster).await?;
-        let host = node.host().clone();
-        let peers = InterceptedService::new(GrpcServer::service(cluster, host), peer_auth(self.slot.token.clone()));
-        let router = tonic::service::Routes::new(rpc::service(self.slot.clone()))
-            .add_service(peers)
-            .into_axum_router()
-            .merge(rpc::http(self.slot.clone()));
-        let _ = self.slot.node.set(node.clone());
-        tracing::info!(addr = %self.addr, node = %self.identity.node, %cluster, "metanode serves");
-        let reports = tokio::spawn(node.clone().report(self.addr.clone()));
-        let incoming = tonic::transport::server::TcpIncoming::from(self.listener).with_nodelay(Some(true));
-        let mut ended = stopped.clone();
-        let serving = tonic::transport::Server::builder()
-            .accept_http1(true)
-            .http2_keepalive_interval(Some(Duration::from_secs(10)))
-            .initial_stream_window_size(fusefs_types::limits::GRPC_MESSAGE_BYTES_MAX as u32)
-            .initial_connection_window_size(2 * fusefs_types::limits::GRPC_MESSAGE_BYTES_MAX as u32)
-            .add_routes(router.into())
-            .serve_with_incoming_shutdown(incoming, async move {
-                let _ = ended.wait_for(|s| *s).await;
-            });
-        let mut serving = tokio::spawn(serving);
-        let result = tokio::select! {
-            biased;
-            _ = stopped.wait_for(|s| *s) => Ok(()),
-            end = &mut serving => Err(StartError::Serve(format!("{end:?}"))),
-            refused = reports => refused.unwrap_or(Ok(())),
+        let result = match &started {
+            None => Ok(()),
+            Some(node) => tokio::select! {
+                biased;
+                _ = stopped.wait_for(|s| *s) => Ok(()),
+                end = &mut serving => Err(StartError::Serve(format!("{end:?}"))),
+                refused = node.clone().report(self.addr.clone()) => refused,
+            },
         };
-        node.shutdown().await;
+        if let Some(node) = started {
+            node.shutdown().await;
+        }
+        end.send_replace(true);
         if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
             serving.abort();
         }
         result
+    }
+
+    /// Serves the port; until the node is open it answers only that it starts.
+    fn listen(&self) -> (JoinHandle<Result<(), tonic::transport::Error>>, watch::Sender<bool>) {
+        let (end, mut ended) = watch::channel(false);
+        let router = tonic::service::Routes::new(rpc::service(self.slot.clone()))
+            .into_axum_router()
+            .merge(rpc::http(self.slot.clone()));
+        let incoming = futures::stream::unfold(self.listener.clone(), |listener| async move {
+            let accepted = listener.accept().await.map(|(stream, _)| {
+                // Small requests must not wait for more bytes; without it they are only slower.
+                let _ = stream.set_nodelay(true);
+                stream
+            });
+            Some((accepted, listener))
+        });
+        let serving = tonic::transport::Server::builder()
+            .accept_http1(true)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .initial_stream_window_size(limits::GRPC_MESSAGE_BYTES_MAX as u32)
+            .initial_connection_window_size(2 * limits::GRPC_MESSAGE_BYTES_MAX as u32)
+            .add_routes(router.into())
+            .serve_with_incoming_shutdown(incoming, async move {
+                let _ = ended.wait_for(|s| *s).await;
+            });
+        (tokio::spawn(serving), end)
+    }
+
+    async fn start(&self) -> Result<Arc<Metanode>, StartError> {
+        let cluster = self.join().await?;
+        let node = self.open(cluster).await?;
+        let peers = GrpcServer::service(cluster, node.host().clone());
+        let _ = self.slot.peers.set(InterceptedService::new(peers, PeerAuth(self.slot.token.clone())));
+        let _ = self.slot.node.set(node.clone());
+        tracing::info!(addr = %self.addr, node = %self.identity.node, %cluster, "metanode serves");
+        Ok(node)
     }
 
     /// The cluster this directory belongs to; a new directory asks the masters until they answer.
@@ -220,17 +246,5 @@ impl Server {
         };
         let identity = NodeIdentity { cluster, node: self.identity.node };
         Metanode::open(self.settings.clone(), identity, components).await.map_err(host)
-    }
-}
-
-/// Lets only holders of the cluster token talk raft.
-fn peer_auth(token: Option<ClusterToken>) -> impl FnMut(Request<()>) -> Result<Request<()>, Status> + Clone {
-    move |request: Request<()>| {
-        let Some(token) = &token else { return Ok(request) };
-        let sent = request.metadata().get_bin(CREDENTIAL_METADATA).and_then(|v| v.to_bytes().ok());
-        if sent.is_some_and(|c| token.matches(&c)) {
-            return Ok(request);
-        }
-        Err(Status::unauthenticated(FsError::Unauthenticated.text()))
     }
 }

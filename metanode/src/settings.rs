@@ -41,6 +41,12 @@ pub struct Settings {
     /// Milliseconds that the body of a dead object stays in the store (lease grace, PROTOCOL 32).
     #[serde(default = "default_object_grace_ms")]
     pub object_grace_ms: u64,
+    /// Bytes of one log segment.
+    #[serde(default = "default_log_segment_bytes")]
+    pub log_segment_bytes: u64,
+    /// A checkpoint is cut when this many log bytes would have to be replayed.
+    #[serde(default = "default_checkpoint_bytes")]
+    pub checkpoint_bytes: u64,
     /// Bytes of one blob segment.
     #[serde(default = "default_blob_segment_bytes")]
     pub blob_segment_bytes: u64,
@@ -57,6 +63,12 @@ fn default_background_ms() -> u64 {
 }
 fn default_object_grace_ms() -> u64 {
     limits::OBJECT_GRACE_MS
+}
+fn default_log_segment_bytes() -> u64 {
+    limits::LOG_SEGMENT_BYTES
+}
+fn default_checkpoint_bytes() -> u64 {
+    limits::CHECKPOINT_LOG_BYTES
 }
 fn default_blob_segment_bytes() -> u64 {
     limits::BLOB_SEGMENT_BYTES
@@ -77,6 +89,8 @@ impl Settings {
             heartbeat_ms: default_heartbeat_ms(),
             background_ms: default_background_ms(),
             object_grace_ms: default_object_grace_ms(),
+            log_segment_bytes: default_log_segment_bytes(),
+            checkpoint_bytes: default_checkpoint_bytes(),
             blob_segment_bytes: default_blob_segment_bytes(),
         }
     }

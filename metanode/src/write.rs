@@ -192,12 +192,7 @@ impl Metanode {
         Ok(())
     }
 
-    async fn ask_attach(
-        &self,
-        hosted: &Hosted,
-        session: SessionId,
-        token: Token,
-    ) -> FsResult<Token> {
+    async fn ask_attach(&self, hosted: &Hosted, session: SessionId, token: Token) -> FsResult<Token> {
         match self.master(MasterCall::AttachSession(session, hosted.id, token)).await {
             Ok(MasterReply::Attached(token)) => Ok(token),
             Ok(_) => Err(FsError::Io),

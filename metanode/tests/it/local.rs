@@ -123,11 +123,8 @@ async fn keys_of_others_and_strange_volumes_are_wrong_range() {
     let world = World::new(1, 2).await;
     let client = Client::new(&world, 1);
     let far = Ino(1 << 50);
-    let refusal = world
-        .node(0)
-        .read(client.envelope(None), PartitionId(0), Read::GetAttr { ino: far })
-        .await
-        .unwrap_err();
+    let refusal =
+        world.node(0).read(client.envelope(None), PartitionId(0), Read::GetAttr { ino: far }).await.unwrap_err();
     assert_eq!(refusal.error, FsError::WrongRange);
     let mut envelope = client.envelope(Some(client.op()));
     envelope.volume = fusefs_types::VolumeId(VOLUME.0 + 1);

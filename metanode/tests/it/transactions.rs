@@ -7,13 +7,7 @@ use fusefs_types::{
 };
 
 fn rename(parent: Ino, a: &str, new_parent: Ino, b: &str) -> Write {
-    Write::Rename(Rename {
-        parent,
-        name: name(a),
-        new_parent,
-        new_name: name(b),
-        mode: RenameMode::Replace,
-    })
+    Write::Rename(Rename { parent, name: name(a), new_parent, new_name: name(b), mode: RenameMode::Replace })
 }
 
 fn unlink(parent: Ino, text: &str, directory: bool) -> Write {

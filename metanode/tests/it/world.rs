@@ -226,6 +226,7 @@ impl World {
             object_grace_ms: 2_000,
             background_ms: 50,
             blob_segment_bytes: 64 << 10,
+            log_segment_bytes: 1 << 20,
             ..Settings::new("")
         };
         let masters = fusefs_meta_client::Settings::new(settings.masters.clone(), Bytes::new());
@@ -326,7 +327,8 @@ impl<'a> Client<'a> {
     }
 
     pub fn envelope(&self, op: Option<OpId>) -> Envelope {
-        let credential = self.world.token.as_ref().map(|t| Bytes::copy_from_slice(&t.session_secret(self.session, VOLUME)));
+        let credential =
+            self.world.token.as_ref().map(|t| Bytes::copy_from_slice(&t.session_secret(self.session, VOLUME)));
         Envelope {
             session: self.session,
             token: self.token,
@@ -377,10 +379,16 @@ impl<'a> Client<'a> {
     }
 
     pub async fn create(&self, parent: Ino, name: &str, node: NewNode) -> FsResult<Attr> {
-        match self.write(create(parent, name, node)).await? {
-            WriteReply::Created { attr, .. } => Ok(attr),
+        let is_file = node == NewNode::File;
+        let attr = match self.write(create(parent, name, node)).await? {
+            WriteReply::Created { attr, .. } => attr,
             other => panic!("{other:?}"),
+        };
+        if is_file {
+            // A file is born open.
+            self.read(Read::Close { ino: attr.ino }).await?;
         }
+        Ok(attr)
     }
 
     pub async fn lookup(&self, parent: Ino, text: &str) -> FsResult<Option<Ino>> {
