@@ -129,8 +129,10 @@ fn config(settings: &MountSettings) -> Config {
 fn prepare(path: &Path) -> Result<PathBuf, MountError> {
     #[cfg(target_os = "linux")]
     if let Some(point) = absolute(path) {
-        // The parent is resolved, the last part is not looked at: on a dead mount every look fails with ENOTCONN.
+        // The parent is resolved, the last part is not looked at: on a dead mount every look fails with ENOTCONN, on a
+        // busy one it may wait for a slow server.
         detach_dead(&point)?;
+        refuse_busy(&point)?;
     }
     let point = path.canonicalize().map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => MountError::Missing(path.into()),
@@ -140,14 +142,21 @@ fn prepare(path: &Path) -> Result<PathBuf, MountError> {
         return Err(MountError::NotADirectory(point));
     }
     #[cfg(target_os = "linux")]
-    {
-        let lines = super::mountinfo::read().map_err(|e| MountError::Other(point.clone(), e))?;
-        if let Some(line) = super::mountinfo::at(&lines, &point) {
-            let (kind, source_name) = (line.kind.clone(), line.source.clone());
-            return Err(MountError::Busy { point, kind, source_name });
-        }
-    }
+    refuse_busy(&point)?; // again: the path may have led through a symbolic link
     Ok(point)
+}
+
+#[cfg(target_os = "linux")]
+fn refuse_busy(point: &Path) -> Result<(), MountError> {
+    let lines = super::mountinfo::read().map_err(|e| MountError::Other(point.into(), e))?;
+    match super::mountinfo::at(&lines, point) {
+        None => Ok(()),
+        Some(line) => Err(MountError::Busy {
+            point: point.into(),
+            kind: line.kind.clone(),
+            source_name: line.source.clone(),
+        }),
+    }
 }
 
 /// Absolute path with a resolved parent; None when there is none.

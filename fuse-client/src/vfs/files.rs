@@ -61,6 +61,7 @@ impl Vfs {
 
     /// An orphan is not held here any more.
     pub(super) async fn tell_closed(&self, ino: Ino) {
+        self.inodes.expire(ino);
         if let Err(error) = self.meta.read(Read::Close { ino }).await {
             // The end of the session frees it at the latest.
             tracing::debug!(%ino, %error, "closing an orphan");

@@ -203,10 +203,15 @@ impl Vfs {
         if self.meta.leased() {
             return Ok(());
         }
-        match self.settings.soft {
+        let renewed = match self.settings.soft {
             None => self.meta.lease().await,
             Some(limit) => tokio::time::timeout(limit, self.meta.lease()).await.unwrap_or(Err(FsError::Io)),
+        };
+        if renewed == Err(FsError::Stale) {
+            // The session has ended: what is dirty can never be committed.
+            self.data.fence();
         }
+        renewed
     }
 
     /// As [`Vfs::gate`], for operations that change something.

@@ -20,7 +20,7 @@ async fn a_create_in_a_directory_made_or_listed_here_is_one_rpc() {
             a.create(&format!("{dir}/f{i}")).await.unwrap();
             let counts = a.meta.take_counts();
             assert_eq!(counts.into_iter().collect::<Vec<_>>(), [("create", 1)], "{dir}/f{i}");
-            cluster.clock.advance_ms(40); // 0.8 s in all: within the validity, which every own create proves anew
+            cluster.clock.advance_ms(20);
         }
     }
 }

@@ -26,6 +26,9 @@ pub enum Op {
     Read(String),
 }
 
+/// Operations of one seed.
+pub const STEPS: u32 = 600;
+
 /// Paths of at most three names of few, so that they meet. Names with `l` are for symbolic links only, which no path
 /// goes through.
 fn path(rng: &mut Random) -> String {
@@ -231,8 +234,8 @@ async fn random_operations_do_what_a_local_directory_does() {
         });
         let mut rng = Random::new(seed);
         let mut worked = 0;
-        for step in 0..400 {
-            let op = random_op(&mut rng);
+        for step in 0..STEPS {
+            let op = if step < 8 { Op::Mkdir(path(&mut rng)) } else { random_op(&mut rng) };
             let want = on_directory(dir.path(), &op);
             let got = on_vfs(&a, &op).await;
             assert!(
@@ -244,7 +247,7 @@ async fn random_operations_do_what_a_local_directory_does() {
             worked += u32::from(want.is_ok());
             cluster.clock.advance_ms(rng.below(300) as u64);
         }
-        assert!(worked > 100, "seed {seed}: only {worked} operations had an effect");
+        assert!(worked > STEPS / 8, "seed {seed}: only {worked} operations had an effect");
         let local = tree_of_directory(dir.path());
         assert_same(seed, &tree_of_vfs(&a).await, &local);
         // A second client, which remembers nothing.

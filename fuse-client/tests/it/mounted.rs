@@ -1,1 +1,263 @@
-//! A real mount.
+//! A real mount, with the partition of `cluster.rs` behind it. Skipped, and said so, where /dev/fuse cannot be opened.
+
+use crate::cluster::Cluster;
+use crate::local::{Op, STEPS, assert_same, on_directory, random_op, tree_of_directory};
+use crate::rng::{Random, seeds};
+use fusefs_fuse_client::fuse::{MountError, MountSettings, Mounted, mount, mount_filesystem, mountinfo, passthrough};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+fn usable() -> bool {
+    let ok = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+    if !ok {
+        println!("skipped: /dev/fuse cannot be opened here");
+    }
+    ok
+}
+
+/// A runtime, a mount of one partition on it, and a directory to mount on.
+struct Rig {
+    mounted: Option<Mounted>,
+    cluster: Arc<Cluster>,
+    dir: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let inside = runtime.enter();
+        let cluster = Cluster::new();
+        let client = cluster.client();
+        drop(inside);
+        let dir = tempfile::tempdir().unwrap();
+        let settings = MountSettings::new(dir.path(), "fusefs#test");
+        let mounted = mount(&settings, client.vfs.clone(), runtime.handle().clone()).unwrap();
+        Rig { mounted: Some(mounted), cluster, dir, runtime }
+    }
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+    /// A second kernel's view of the same volume.
+    fn second(&self) -> (Mounted, tempfile::TempDir) {
+        let inside = self.runtime.enter();
+        let client = self.cluster.client();
+        drop(inside);
+        let dir = tempfile::tempdir().unwrap();
+        let settings = MountSettings::new(dir.path(), "fusefs#test");
+        (mount(&settings, client.vfs.clone(), self.runtime.handle().clone()).unwrap(), dir)
+    }
+    /// Validities end for our caches; the kernel's own clock runs on its own.
+    fn pass(&self) {
+        self.cluster.clock.advance_ms(1001);
+    }
+    fn unmount(&mut self) {
+        self.mounted.as_mut().unwrap().unmount().unwrap();
+        self.mounted = None;
+    }
+}
+
+#[test]
+fn the_kernel_gets_a_file_system() {
+    if !usable() {
+        return;
+    }
+    let mut rig = Rig::new();
+    let root = rig.path().to_path_buf();
+    let line = mountinfo::at(&mountinfo::read().unwrap(), &root).cloned().unwrap();
+    assert_eq!((&*line.kind, &*line.source), ("fuse.fusefs", "fusefs#test"));
+    let read_ahead = std::fs::read_to_string(format!("/sys/class/bdi/{}/read_ahead_kb", line.device)).unwrap();
+    assert_eq!(read_ahead.trim(), "1024");
+
+    let mut f = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(root.join("f")).unwrap();
+    let data: Vec<u8> = (0..3_000_000u32).map(|i| (i / 7) as u8).collect();
+    f.write_all(&data).unwrap();
+    assert_eq!(f.metadata().unwrap().len(), 3_000_000);
+    f.sync_all().unwrap();
+    f.seek(SeekFrom::Start(0)).unwrap();
+    let mut back = Vec::new();
+    f.read_to_end(&mut back).unwrap();
+    assert!(back == data);
+    std::fs::remove_file(root.join("f")).unwrap();
+    f.write_all_at(b"orphan", 0).unwrap();
+    let mut six = [0; 6];
+    f.read_exact_at(&mut six, 0).unwrap();
+    assert_eq!((&six, f.metadata().unwrap().nlink()), (b"orphan", 0));
+    drop(f);
+
+    let mut log = std::fs::OpenOptions::new().append(true).create(true).open(root.join("log")).unwrap();
+    log.write_all(b"one ").unwrap();
+    log.write_all(b"two").unwrap();
+    drop(log);
+    assert_eq!(std::fs::read(root.join("log")).unwrap(), b"one two");
+    nix::unistd::mkfifo(&root.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    std::os::unix::fs::symlink("log", root.join("sym")).unwrap();
+    assert_eq!(std::fs::read(root.join("sym")).unwrap(), b"one two");
+    assert!(nix::sys::statvfs::statvfs(&root).unwrap().blocks() > 0);
+    assert_eq!(std::fs::metadata(&root).unwrap().ino(), 1);
+    rig.unmount();
+    assert!(mountinfo::at(&mountinfo::read().unwrap(), &root).is_none());
+    assert_eq!(rig.cluster.usage().orphans, 0);
+}
+
+#[test]
+fn random_operations_through_the_kernel_do_what_a_local_directory_does() {
+    if !usable() {
+        return;
+    }
+    for seed in seeds(3) {
+        let mut rig = Rig::new();
+        let local = tempfile::tempdir().unwrap();
+        let mut rng = Random::new(seed);
+        for step in 0..STEPS {
+            let op = random_op(&mut rng);
+            let (want, got) = (on_directory(local.path(), &op), on_directory(rig.path(), &op));
+            let what = |r: &Result<Vec<u8>, i32>| r.as_ref().map(Vec::len).map_err(|e| *e);
+            assert!(
+                got == want,
+                "seed {seed} step {step} (FUSEFS_SEED={seed}): {op:?}\n ours {:?}\nlocal {:?}",
+                what(&got),
+                what(&want)
+            );
+            if rng.below(50) == 0 {
+                rig.pass();
+            }
+        }
+        let want = tree_of_directory(local.path());
+        assert_same(seed, &tree_of_directory(rig.path()), &want);
+        let (mut other, dir) = rig.second();
+        assert_same(seed, &tree_of_directory(dir.path()), &want);
+        other.unmount().unwrap();
+        rig.unmount();
+    }
+}
+
+#[test]
+fn two_mounts_are_close_to_open_consistent() {
+    if !usable() {
+        return;
+    }
+    let mut rig = Rig::new();
+    let (mut other, dir) = rig.second();
+    let (a, b) = (rig.path().join("f"), dir.path().join("f"));
+    std::fs::write(&a, b"first").unwrap();
+    assert_eq!(std::fs::read(&b).unwrap(), b"first");
+    for i in 0..30u8 {
+        // Same size, so that only the version tells; no waiting: open has to ask.
+        let (w, r) = if i % 2 == 0 { (&b, &a) } else { (&a, &b) };
+        std::fs::OpenOptions::new().write(true).open(w).unwrap().write_all_at(&[i; 5], 0).unwrap();
+        assert_eq!(std::fs::read(r).unwrap(), [i; 5], "round {i}");
+    }
+    // A name that this kernel remembers as absent and the other one has made: the kernel looks again.
+    let (new_a, new_b) = (rig.path().join("new"), dir.path().join("new"));
+    assert!(!new_a.exists());
+    std::fs::write(&new_b, b"theirs").unwrap();
+    let mut f = std::fs::OpenOptions::new().create(true).append(true).read(true).open(&new_a).unwrap();
+    f.write_all(b" and ours").unwrap();
+    drop(f);
+    assert_eq!(std::fs::read(&new_b).unwrap(), b"theirs and ours");
+    other.unmount().unwrap();
+    rig.unmount();
+}
+
+#[test]
+fn large_directories_and_direct_io_pass_the_kernel() {
+    if !usable() {
+        return;
+    }
+    let mut rig = Rig::new();
+    let d = rig.path().join("d");
+    std::fs::create_dir(&d).unwrap();
+    for i in 0..2500 {
+        std::fs::File::create_new(d.join(format!("f{i}"))).unwrap();
+    }
+    let mut names: Vec<_> = std::fs::read_dir(&d).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 2500);
+    std::fs::remove_dir_all(&d).unwrap();
+
+    let file = rig.path().join("direct");
+    let f = std::fs::OpenOptions::new().write(true).create(true).custom_flags(libc::O_DIRECT).open(&file).unwrap();
+    let layout = vec![5u8; (1 << 20) + 4096];
+    let at = layout.as_ptr().align_offset(4096);
+    assert_eq!(f.write_at(&layout[at..at + (1 << 20)], 4096).unwrap(), 1 << 20);
+    drop(f);
+    let bytes = std::fs::read(&file).unwrap();
+    assert!(bytes.len() == (1 << 20) + 4096 && bytes[..4096] == [0; 4096] && bytes[4096..].iter().all(|b| *b == 5));
+    rig.unmount();
+}
+
+#[test]
+fn wrong_mount_points_are_refused_with_a_reason() {
+    if !usable() {
+        return;
+    }
+    let rig = Rig::new();
+    let again = |path: &Path| {
+        let fs = passthrough::Passthrough::new("/nonexistent");
+        mount_filesystem(&MountSettings::new(path, "x"), fs).map(|_| ()).unwrap_err()
+    };
+    let busy = again(rig.path());
+    assert!(matches!(busy, MountError::Busy { .. }), "{busy}");
+    assert!(busy.to_string().contains("fusefs#test"), "{busy}");
+    let missing = again(&rig.path().join("no/such"));
+    assert!(matches!(missing, MountError::Missing(_)), "{missing}");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let not_dir = again(file.path());
+    assert!(matches!(not_dir, MountError::NotADirectory(_)), "{not_dir}");
+    // A busy mount stays mounted.
+    let mut rig = rig;
+    let held = std::fs::File::create(rig.path().join("held")).unwrap();
+    assert!(rig.mounted.as_mut().unwrap().unmount().is_err());
+    assert!(rig.path().join("held").exists());
+    drop(held);
+    rig.unmount();
+}
+
+#[test]
+fn the_passthrough_shows_its_directory() {
+    if !usable() {
+        return;
+    }
+    let (base, point) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let fs = passthrough::Passthrough::new(base.path());
+    let mut mounted = mount_filesystem(&MountSettings::new(point.path(), "floor"), fs).unwrap();
+    let local = tempfile::tempdir().unwrap();
+    let mut rng = Random::new(5);
+    for step in 0..300 {
+        let op = random_op(&mut rng);
+        if matches!(op, Op::Link(..)) {
+            continue; // it says that it knows one name per file
+        }
+        let (want, got) = (on_directory(local.path(), &op), on_directory(point.path(), &op));
+        assert_eq!(got, want, "step {step}: {op:?}");
+    }
+    let want = tree_of_directory(local.path());
+    assert_same(5, &tree_of_directory(base.path()), &want);
+    mounted.unmount().unwrap();
+}
+
+#[test]
+fn a_dead_mount_is_detached_before_mounting() {
+    if !usable() || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // A connection whose device is closed at once is dead.
+    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
+    let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0");
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("dead"), dir.path(), Some("fuse.fusefs"), flags, Some(options.as_str())).unwrap();
+    drop(device);
+    assert_eq!(std::fs::metadata(dir.path()).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    let base = tempfile::tempdir().unwrap();
+    std::fs::write(base.path().join("alive"), b"").unwrap();
+    let fs = passthrough::Passthrough::new(base.path());
+    let mut mounted = mount_filesystem(&MountSettings::new(dir.path(), "live"), fs).unwrap();
+    assert!(dir.path().join("alive").exists());
+    mounted.unmount().unwrap();
+}
