@@ -105,7 +105,10 @@ impl Meta for Remote {
 }
 
 /// Session and vfs without a kernel mount. Must be called inside a tokio runtime.
-pub async fn connect(settings: &ClientSettings, components: Components) -> Result<(Arc<MetaClient>, Arc<Vfs>), ClientError> {
+pub async fn connect(
+    settings: &ClientSettings,
+    components: Components,
+) -> Result<(Arc<MetaClient>, Arc<Vfs>), ClientError> {
     let mut meta_settings = MetaSettings::new(settings.masters.clone(), settings.credential.clone());
     meta_settings.io_timeout = settings.mount.io_timeout;
     let (clock, mount_id) = (components.clock.clone(), MountId(components.rng.next_u128()));
@@ -141,7 +144,8 @@ impl Client {
         let runtime = tokio::runtime::Handle::current();
         let (mount_settings, fs) = (settings.mount.clone(), vfs.clone());
         let mounting = tokio::task::spawn_blocking(move || mount(&mount_settings, fs, runtime)).await;
-        let result = mounting.unwrap_or_else(|e| Err(MountError::Other(settings.mount.mountpoint.clone(), std::io::Error::other(e))));
+        let result = mounting
+            .unwrap_or_else(|e| Err(MountError::Other(settings.mount.mountpoint.clone(), std::io::Error::other(e))));
         match result {
             Ok(mounted) => Ok(Client { meta, vfs, mounted: Some(mounted), flush_timeout: settings.flush_timeout }),
             Err(e) => {

@@ -90,9 +90,8 @@ pub fn mount(settings: &MountSettings, vfs: Arc<Vfs>, runtime: tokio::runtime::H
 /// Mounts any fuser file system the same way.
 pub fn mount_filesystem(settings: &MountSettings, fs: impl Filesystem) -> Result<Mounted, MountError> {
     let point = prepare(&settings.mountpoint)?;
-    let mut session = Session::new(fs, &point, &config(settings)).map_err(|e| explain(&point, e))?;
+    let session = connect(settings, &point, fs).map_err(|e| explain(&point, e))?;
     raise_read_ahead(&point);
-    let unmounter = session.unmount_callable();
     let (done_tx, done) = mpsc::channel();
     let thread = std::thread::Builder::new()
         .name("fuse-session".into())
@@ -102,7 +101,36 @@ pub fn mount_filesystem(settings: &MountSettings, fs: impl Filesystem) -> Result
             result
         })
         .map_err(|e| MountError::Other(point.clone(), e))?;
-    Ok(Mounted { point, unmounter, thread: Some(thread), done })
+    Ok(Mounted { point, thread: Some(thread), done })
+}
+
+/// Mounts and shakes hands. Root mounts with its own hands, because fuser's direct mount cannot name a subtype;
+/// ordinary users go through fusermount3.
+#[cfg(target_os = "linux")]
+fn connect<F: Filesystem>(settings: &MountSettings, point: &Path, fs: F) -> std::io::Result<Session<F>> {
+    use nix::mount::MsFlags;
+    let config = config(settings);
+    if !nix::unistd::geteuid().is_root() {
+        return Session::new(fs, point, &config);
+    }
+    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
+    let mut options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions");
+    if config.acl == SessionACL::All {
+        options.push_str(",allow_other");
+    }
+    let flags = if settings.read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+    let kind = format!("fuse.{SUBTYPE}");
+    nix::mount::mount(Some(settings.source.as_str()), point, Some(kind.as_str()), flags, Some(options.as_str()))?;
+    let acl = config.acl;
+    Session::from_fd(fs, device.into(), acl, config).inspect_err(|_| {
+        let _ = Unmounter { point: point.into() }.detach(); // the handshake's error is the one to tell
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn connect<F: Filesystem>(settings: &MountSettings, point: &Path, fs: F) -> std::io::Result<Session<F>> {
+    Session::new(fs, point, &config(settings))
 }
 
 fn config(settings: &MountSettings) -> Config {
@@ -116,9 +144,6 @@ fn config(settings: &MountSettings) -> Config {
     config.acl = if settings.allow_other.unwrap_or(root) { SessionACL::All } else { SessionACL::Owner };
     if cfg!(target_os = "linux") {
         config.mount_options.push(MountOption::Subtype(SUBTYPE.into()));
-        if root {
-            config.mount_options.extend([MountOption::Dev, MountOption::Suid]);
-        }
         config.n_threads = Some(settings.readers.max(1));
         config.clone_fd = settings.clone_fd;
     }
@@ -151,11 +176,9 @@ fn refuse_busy(point: &Path) -> Result<(), MountError> {
     let lines = super::mountinfo::read().map_err(|e| MountError::Other(point.into(), e))?;
     match super::mountinfo::at(&lines, point) {
         None => Ok(()),
-        Some(line) => Err(MountError::Busy {
-            point: point.into(),
-            kind: line.kind.clone(),
-            source_name: line.source.clone(),
-        }),
+        Some(line) => {
+            Err(MountError::Busy { point: point.into(), kind: line.kind.clone(), source_name: line.source.clone() })
+        }
     }
 }
 
@@ -235,7 +258,6 @@ fn raise_read_ahead(point: &Path) {
 /// A mount of this process. Dropping it unmounts.
 pub struct Mounted {
     point: PathBuf,
-    unmounter: fuser::SessionUnmounter,
     thread: Option<JoinHandle<std::io::Result<()>>>,
     done: mpsc::Receiver<()>,
 }
@@ -276,10 +298,11 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if self.thread.is_some() {
-            if let Err(error) = self.unmounter.unmount() {
+        // A session that has ended was unmounted by somebody else; what lies at the path now is not ours.
+        if self.thread.as_ref().is_some_and(|t| !t.is_finished()) {
+            if let Err(error) = self.unmounter().unmount() {
                 tracing::warn!(%error, point = %self.point.display(), "unmount failed, detaching");
-                let _ = Unmounter { point: self.point.clone() }.detach();
+                let _ = self.unmounter().detach(); // nothing more can be done
             }
             let _ = self.join();
         }

@@ -20,17 +20,16 @@ mod xattrs;
 
 pub use dcache::DENTRY_COST;
 pub use icache::INODE_COST;
-pub use space::{KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, ZERO_RANGE};
 pub use request::{Change, DirItem, Entry, FsStat, Interrupt, LockFlags, Lookup, Opened, Request};
 use sink::Sink;
+pub use space::{KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, ZERO_RANGE};
 
 use crate::{Meta, meta::Holders};
 use dcache::DentryCache;
 use dirs::Listings;
 use fusefs_data_path::{DataPath, ObjectStore};
 use fusefs_types::{
-    Clock, FsError, FsResult, Ino,
-    SessionId,
+    Clock, FsError, FsResult, Ino, SessionId,
     ids::{Incarnation, MountId, OpId},
     limits,
     ops::{Write, WriteReply},

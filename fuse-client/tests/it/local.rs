@@ -3,7 +3,10 @@
 use crate::cluster::{Client, Cluster};
 use crate::rng::{Random, seeds};
 use fusefs_fuse_client::vfs::Change;
-use fusefs_types::{FileKind, FsResult, Ino, Time, ops::{RenameMode, SetTime}};
+use fusefs_types::{
+    FileKind, FsResult, Ino, Time,
+    ops::{RenameMode, SetTime},
+};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
@@ -70,7 +73,9 @@ pub fn on_directory(base: &Path, op: &Op) -> Outcome {
         Op::Write(p, offset, data) => {
             unit(std::fs::OpenOptions::new().write(true).open(at(p)).and_then(|f| f.write_all_at(data, *offset)))
         }
-        Op::Truncate(p, size) => unit(std::fs::OpenOptions::new().write(true).open(at(p)).and_then(|f| f.set_len(*size))),
+        Op::Truncate(p, size) => {
+            unit(std::fs::OpenOptions::new().write(true).open(at(p)).and_then(|f| f.set_len(*size)))
+        }
         Op::Chmod(p, mode) => unit(std::fs::set_permissions(at(p), PermissionsExt::from_mode(u32::from(*mode)))),
         Op::Utimens(p, ns) => unit(std::fs::File::open(at(p)).and_then(|f| {
             let t = UNIX_EPOCH + Duration::from_nanos(*ns as u64);

@@ -54,17 +54,18 @@ async fn names_and_attributes_are_never_older_than_their_validity() {
             let name = format!("f{}", rng.below(4));
             let (writer, reader) = if rng.below(2) == 0 { (&a, &b) } else { (&b, &a) };
             // The kernel of the writer asks before it changes; so it is right whatever it remembers.
-            let present = match writer.vfs.create(&writer.rq(), dir, Bytes::from(name.clone()), 0o600, libc::O_EXCL).await {
-                Ok((e, o)) => {
-                    writer.vfs.release(e.attr.ino, o.fh).await;
-                    true
-                }
-                Err(FsError::Exists) => {
-                    writer.vfs.unlink(&writer.rq(), dir, Bytes::from(name.clone())).await.unwrap();
-                    false
-                }
-                Err(e) => panic!("seed {seed} step {step}: {e}"),
-            };
+            let present =
+                match writer.vfs.create(&writer.rq(), dir, Bytes::from(name.clone()), 0o600, libc::O_EXCL).await {
+                    Ok((e, o)) => {
+                        writer.vfs.release(e.attr.ino, o.fh).await;
+                        true
+                    }
+                    Err(FsError::Exists) => {
+                        writer.vfs.unlink(&writer.rq(), dir, Bytes::from(name.clone())).await.unwrap();
+                        false
+                    }
+                    Err(e) => panic!("seed {seed} step {step}: {e}"),
+                };
             let own = writer.look(dir, &name).await.unwrap().is_some();
             assert_eq!(own, present, "seed {seed} step {step}: own change of {name} not seen");
             stale += u32::from(reader.look(dir, &name).await.unwrap().is_some() != present);
@@ -157,7 +158,9 @@ async fn explicit_times_survive_later_commits_and_dirty_sizes_are_shown() {
     assert_eq!(a.walk("f").await.unwrap().size, 5000, "own size before any commit");
     assert_eq!(b.walk("f").await.unwrap().size, 0);
     let then = Time(1_000_000_007);
-    a.set("f", Change { mtime: Some(SetTime::At(then)), atime: Some(SetTime::At(then)), ..Change::default() }).await.unwrap();
+    a.set("f", Change { mtime: Some(SetTime::At(then)), atime: Some(SetTime::At(then)), ..Change::default() })
+        .await
+        .unwrap();
     assert_eq!(a.walk("f").await.unwrap().mtime, then);
     a.close(attr.ino, fh).await.unwrap();
     cluster.clock.advance_ms(1000);
