@@ -31,5 +31,5 @@ pub use identity::{Identity, IdentityError};
 pub use machine::PartitionMachine;
 pub use node::{Components, Metanode, NodeIdentity};
 pub use server::{Server, ServerComponents, StartError};
-pub use settings::Settings;
+pub use settings::{Planted, Settings};
 pub use stream::{EventAnswers, EventStream};

@@ -2,7 +2,7 @@
 
 use crate::blob::{BlobStore, FrozenBlobs, Medium};
 use bytes::Bytes;
-use fusefs_meta_state::{InternalReply, Outcome, Partition, PartitionConfig};
+use fusefs_meta_state::{InternalReply, Outcome, Partition, PartitionConfig, txn::Faults};
 use fusefs_raft_host::{Frozen, GroupSpec, LogPos, Machine, Stop};
 use fusefs_types::{
     Extent, FsError, FsResult, Hlc, KeyRange, PartitionId, RangeKey, SessionId, Source, VolumeId,
@@ -126,6 +126,8 @@ struct State {
     blobs: BlobStore,
     /// Log index of the last command.
     index: u64,
+    /// Bugs planted by tests.
+    faults: Faults,
 }
 
 impl PartitionMachine {
@@ -138,8 +140,17 @@ impl PartitionMachine {
         PartitionMachine { state, shared }
     }
 
+    /// Plants bugs, for tests of the tests.
+    pub(crate) fn plant(mut self, faults: Faults) -> PartitionMachine {
+        if let Ok(state) = &mut self.state {
+            state.faults = faults;
+            state.partition.plant(faults);
+        }
+        self
+    }
+
     /// The partition. Err: the replica could not be set up.
-    pub(crate) fn partition(&self) -> FsResult<&Partition> {
+    pub fn partition(&self) -> FsResult<&Partition> {
         self.state.as_ref().map(|s| &s.partition).map_err(|_| FsError::Io)
     }
 
@@ -172,7 +183,7 @@ impl State {
             .ok_or_else(|| Stop("upgrade needed: this binary does not know the replica's label".into()))?;
         let partition = Partition::new(label.config(spec.group)).map_err(|e| Stop(format!("replica label: {e}")))?;
         let blobs = BlobStore::open(blobs, segment_bytes).map_err(|e| Stop(format!("blob directory: {e}")))?;
-        Ok(State { partition, blobs, index: 0 })
+        Ok(State { partition, blobs, index: 0, faults: Faults::default() })
     }
 
     fn inline(&self, extents: &[Extent]) -> FsResult<Vec<(u32, Bytes)>> {
@@ -237,6 +248,7 @@ impl Machine for PartitionMachine {
         state.blobs.clear();
         state.blobs.read_from(from)?;
         state.partition = Partition::read_from(from)?;
+        state.partition.plant(state.faults);
         self.shared.sync(&state.partition);
         self.shared.txn_wake.notify_one();
         Ok(())

@@ -88,13 +88,15 @@ impl Metanode {
         let sides: Sides = Arc::default();
         let make = {
             let (sides, dir, bytes) = (sides.clone(), components.blob_dir.clone(), settings.blob_segment_bytes);
+            let faults = settings.planted.state;
             Arc::new(move |spec: &GroupSpec| {
                 let shared: Arc<Shared> = sides.lock().entry((spec.group, spec.replica)).or_default().clone();
-                PartitionMachine::new(spec, medium(dir.as_ref(), spec), bytes, shared)
+                PartitionMachine::new(spec, medium(dir.as_ref(), spec), bytes, shared).plant(faults)
             })
         };
         let mut raft = fusefs_raft_host::Settings::new(identity.cluster, identity.node);
         raft.timers = components.timers;
+        raft.planted = settings.planted.raft;
         raft.segment_bytes = settings.log_segment_bytes;
         raft.checkpoint_bytes = settings.checkpoint_bytes;
         let (clock, rng) = (components.raft.clock.clone(), components.raft.rng.clone());

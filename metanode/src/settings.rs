@@ -50,6 +50,20 @@ pub struct Settings {
     /// Bytes of one blob segment.
     #[serde(default = "default_blob_segment_bytes")]
     pub blob_segment_bytes: u64,
+    /// For tests of the tests.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub planted: Planted,
+}
+
+/// Bugs that the simulation plants on purpose, to see that its oracles notice them. All off in production.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Planted {
+    /// In raft.
+    pub raft: fusefs_raft_host::Planted,
+    /// In the state machine.
+    pub state: fusefs_meta_state::txn::Faults,
 }
 
 fn default_listen() -> String {
@@ -92,6 +106,7 @@ impl Settings {
             log_segment_bytes: default_log_segment_bytes(),
             checkpoint_bytes: default_checkpoint_bytes(),
             blob_segment_bytes: default_blob_segment_bytes(),
+            planted: Planted::default(),
         }
     }
 }

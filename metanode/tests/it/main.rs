@@ -3,5 +3,6 @@
 mod auth;
 mod background;
 mod local;
+mod server;
 mod transactions;
 mod world;
