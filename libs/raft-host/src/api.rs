@@ -152,6 +152,15 @@ impl Default for Timers {
     }
 }
 
+/// Bugs that the simulation plants on purpose, to see that its oracles notice them. All off in production.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Planted {
+    /// A restarted leader resumes without an election (PROTOCOL 23).
+    pub resume_leader: bool,
+    /// Entries are acknowledged before they are on the disk.
+    pub ack_before_sync: bool,
+}
+
 /// Settings of a host.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -165,6 +174,9 @@ pub struct Settings {
     pub segment_bytes: u64,
     /// A checkpoint is cut when this many log bytes would have to be replayed.
     pub checkpoint_bytes: u64,
+    /// For tests of the tests.
+    #[doc(hidden)]
+    pub planted: Planted,
 }
 
 impl Settings {
@@ -177,6 +189,7 @@ impl Settings {
             timers: Timers::default(),
             segment_bytes: fusefs_types::limits::LOG_SEGMENT_BYTES,
             checkpoint_bytes: fusefs_types::limits::CHECKPOINT_LOG_BYTES,
+            planted: Planted::default(),
         }
     }
 }

@@ -23,7 +23,10 @@ use openraft::{Config, SnapshotPolicy};
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{task::JoinHandle, time::Instant};
@@ -49,13 +52,10 @@ pub struct Host<M: Machine> {
     seen: Mutex<BTreeMap<NodeId, Instant>>,
     failed: RwLock<BTreeMap<PartitionId, (GroupSpec, String)>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    closed: AtomicBool,
 }
 
-fn open_disk(
-    disk: &Arc<dyn Disk>,
-    settings: &Settings,
-    rng: &Arc<dyn Rng>,
-) -> Result<(Superblock, Log), HostError> {
+fn open_disk(disk: &Arc<dyn Disk>, settings: &Settings, rng: &Arc<dyn Rng>) -> Result<(Superblock, Log), HostError> {
     match Superblock::read(disk.as_ref()) {
         Err(e) if e.kind() == std::io::ErrorKind::InvalidData => Err(HostError::Damaged(e.to_string())),
         Err(e) => Err(e.into()),
@@ -118,6 +118,7 @@ impl<M: Machine> Host<M> {
             seen: Mutex::new(BTreeMap::new()),
             failed: RwLock::new(BTreeMap::new()),
             tasks: Mutex::new(Vec::new()),
+            closed: AtomicBool::new(false),
             log,
         });
         for (_, state) in host.log.replicas() {
@@ -187,8 +188,10 @@ impl<M: Machine> Host<M> {
             key,
             disk: Arc::clone(&disk),
             acked: Mutex::new(BTreeMap::new()),
+            ack_before_sync: self.settings.planted.ack_before_sync,
         });
-        let store = LogStore::new(self.log.clone(), key, spec.members.len());
+        let planted = self.settings.planted;
+        let store = LogStore::new(self.log.clone(), key, spec.members.len()).plant(planted.resume_leader);
         let config = raft_config(&self.settings)?;
         let sm = Sm(Arc::clone(&cell));
         let raft = Raft::new(key.replica.0, config, Factory(Arc::clone(&links)), store, sm)
@@ -283,6 +286,7 @@ impl<M: Machine> Host<M> {
             group.0.stop("the host is shut down").await;
         }
         self.log.close().await;
+        self.components.disk.release();
     }
 
     /// Stops at once, as a killed process would: nothing more is written or sent.
@@ -293,9 +297,11 @@ impl<M: Machine> Host<M> {
             tokio::spawn(async move { group.0.stop("aborted").await });
         }
         self.groups.write().clear();
+        self.components.disk.release();
     }
 
     fn abort_tasks(&self) {
+        self.closed.store(true, Ordering::Release);
         for task in self.tasks.lock().drain(..) {
             task.abort();
         }
@@ -331,6 +337,10 @@ impl<M: Machine> PeerHandler for Host<M> {
             return PeerReply(PeerAnswer::Refused(format!("replica {} is not here, {here} is", request.to)));
         }
         PeerReply(group.0.serve(request.body).await)
+    }
+
+    fn closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 }
 

@@ -16,9 +16,11 @@ mod net;
 mod raft;
 mod store;
 mod superblock;
+#[cfg(test)]
+mod tests;
 
 pub use api::{
-    Components, Frozen, GroupSpec, GroupStats, GroupStatus, HostError, LogPos, LogStats, Machine, MakeMachine,
+    Components, Frozen, GroupSpec, GroupStats, GroupStatus, HostError, LogPos, LogStats, Machine, MakeMachine, Planted,
     ProposeError, Settings, Stop, Timers,
 };
 pub use disk::{Disk, DiskFile, RealDisk, SimDisk, SimFault};

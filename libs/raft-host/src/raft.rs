@@ -31,10 +31,7 @@ pub(crate) type AppendReply = openraft::raft::AppendEntriesResponse<u64>;
 pub(crate) type VoteRequest = openraft::raft::VoteRequest<u64>;
 pub(crate) type VoteReply = openraft::raft::VoteResponse<u64>;
 pub(crate) type StorageError = openraft::StorageError<u64>;
-type WriteResult = Result<
-    openraft::raft::ClientWriteResponse<Types>,
-    openraft::error::ClientWriteError<u64, PeerNode>,
->;
+type WriteResult = Result<openraft::raft::ClientWriteResponse<Types>, openraft::error::ClientWriteError<u64, PeerNode>>;
 
 /// Where a replica runs; openraft carries it in the membership.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

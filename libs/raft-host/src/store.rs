@@ -32,12 +32,19 @@ pub(crate) struct LogStore {
     pub log: Log,
     pub key: Key,
     solo: Arc<AtomicBool>,
+    resume_leader: bool,
 }
 
 impl LogStore {
     /// `voters` as first created; one voter means that no other disk is ever waited for.
     pub(crate) fn new(log: Log, key: Key, voters: usize) -> Self {
-        LogStore { log, key, solo: Arc::new(AtomicBool::new(voters < 2)) }
+        LogStore { log, key, solo: Arc::new(AtomicBool::new(voters < 2)), resume_leader: false }
+    }
+
+    /// See [`crate::api::Planted`].
+    pub(crate) fn plant(mut self, resume_leader: bool) -> Self {
+        self.resume_leader = resume_leader;
+        self
     }
 
     fn read(&self, lo: u64, hi: u64, max_bytes: usize) -> Result<Vec<Entry>, StorageError> {
@@ -68,7 +75,10 @@ impl RaftLogReader<Types> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
-        self.read(start, end, APPEND_BYTES_MAX)
+        let entries = self.read(start, end, APPEND_BYTES_MAX)?;
+        // Never send a run that begins later than the entry it claims to follow (purged meanwhile).
+        let whole = entries.first().is_some_and(|e| e.log_id.index == start);
+        Ok(if whole { entries } else { Vec::new() })
     }
 }
 
@@ -94,7 +104,7 @@ impl RaftLogStorage<Types> for LogStore {
     /// carry the lease that this replica granted.
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
         Ok(self.log.vote(self.key).map(|mut vote| {
-            if vote.leader_id.voted_for == Some(self.key.replica.0) {
+            if vote.leader_id.voted_for == Some(self.key.replica.0) && !self.resume_leader {
                 vote.committed = false;
             }
             vote

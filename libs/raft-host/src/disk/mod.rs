@@ -40,6 +40,8 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// What the disk says.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
+    /// Gives up the exclusive lock, where there is one. The disk must not be used afterwards.
+    fn release(&self) {}
     /// `None`: a real disk, the committer is a thread. `Some(latency of one sync)`: the committer and all background
     /// work run as tasks on the caller's runtime, so that a seed replays.
     fn simulated(&self) -> Option<Duration> {

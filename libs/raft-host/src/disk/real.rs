@@ -9,10 +9,10 @@ use std::{
     sync::Arc,
 };
 
-/// A directory on a real disk, locked against other processes for as long as this value lives.
+/// A directory on a real disk, locked against other processes until [`Disk::release`] or the end of the process.
 pub struct RealDisk {
     root: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl RealDisk {
@@ -25,13 +25,12 @@ impl RealDisk {
         fs::create_dir_all(&root)?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(root.join("lock"))?;
         lock.try_lock().map_err(|e| match e {
-            fs::TryLockError::WouldBlock => io::Error::new(
-                io::ErrorKind::WouldBlock,
-                format!("{} is in use by another process", root.display()),
-            ),
+            fs::TryLockError::WouldBlock => {
+                io::Error::new(io::ErrorKind::WouldBlock, format!("{} is in use by another process", root.display()))
+            }
             fs::TryLockError::Error(e) => e,
         })?;
-        Ok(Arc::new(RealDisk { root, _lock: lock }))
+        Ok(Arc::new(RealDisk { root, lock }))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -89,6 +88,10 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         File::open(self.path(dir))?.sync_all()
+    }
+
+    fn release(&self) {
+        let _ = self.lock.unlock();
     }
 }
 

@@ -2,12 +2,7 @@
 
 use super::{Disk, DiskFile};
 use parking_lot::Mutex;
-use std::{
-    collections::BTreeMap,
-    io,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 const SECTOR: usize = 512;
 

@@ -7,7 +7,7 @@ use crate::{
     disk::DiskFile,
     machine::blocking,
     net::{PeerAnswer, PeerBody, SnapshotChunk},
-    raft::{AppendReply, AppendRequest, VoteRequest},
+    raft::{AppendReply, AppendRequest, Vote, VoteRequest},
 };
 use openraft::Snapshot;
 use std::{io, sync::Arc};
@@ -17,6 +17,8 @@ pub(crate) struct Receiving {
     id: String,
     file: Arc<dyn DiskFile>,
     next: u64,
+    /// Installed; a sender that missed the answer asks again.
+    done: Option<Vote>,
 }
 
 impl<M: Machine> Inner<M> {
@@ -50,7 +52,7 @@ impl<M: Machine> Inner<M> {
         }
         if matches!(reply, AppendReply::Success | AppendReply::PartialSuccess(_)) {
             // Nobody hears that these entries are here before they are on the disk.
-            let gate = upto.map_or(0, |index| self.log.gate(self.key, index));
+            let gate = self.links.gate(upto);
             if gate > 0 {
                 if let Err(e) = self.log.flushed(gate).await {
                     return PeerAnswer::Refused(e.to_string());
@@ -80,9 +82,12 @@ impl<M: Machine> Inner<M> {
         if slot.as_ref().is_none_or(|r| r.id != chunk.meta.snapshot_id) {
             let (disk, name) = (Arc::clone(&self.disk), name.clone());
             let file = blocking(&self.disk, move || disk.create(&name)).await??;
-            *slot = Some(Receiving { id: chunk.meta.snapshot_id.clone(), file, next: 0 });
+            *slot = Some(Receiving { id: chunk.meta.snapshot_id.clone(), file, next: 0, done: None });
         }
         let Some(receiving) = slot.as_mut() else { return Err(io::Error::other("no transfer")) };
+        if let Some(vote) = receiving.done {
+            return Ok(PeerAnswer::SnapshotDone(vote));
+        }
         let len = chunk.data.len() as u64;
         let fits = chunk.offset == receiving.next && chunk.offset + len <= chunk.total;
         if len == 0 || !fits || crc32c::crc32c(&chunk.data) != chunk.crc {
@@ -95,8 +100,16 @@ impl<M: Machine> Inner<M> {
             return Ok(PeerAnswer::SnapshotNext(receiving.next));
         }
         let file = Arc::clone(&receiving.file);
-        *slot = None;
-        self.finish_snapshot(chunk, file, name).await
+        match self.finish_snapshot(chunk, file, name).await {
+            Ok(PeerAnswer::SnapshotDone(vote)) => {
+                receiving.done = Some(vote);
+                Ok(PeerAnswer::SnapshotDone(vote))
+            }
+            other => {
+                *slot = None;
+                other
+            }
+        }
     }
 
     async fn finish_snapshot(

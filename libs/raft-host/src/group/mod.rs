@@ -85,7 +85,9 @@ impl<M: Machine> Group<M> {
     pub(crate) fn new(parts: Parts<M>) -> Self {
         let key = Key { group: parts.spec.group, replica: parts.spec.replica };
         let metrics = parts.raft.server_metrics();
-        let led = metrics.borrow().vote.committed;
+        // Another node's leadership, as stored: its lease may still run. openraft's metrics are not filled yet.
+        let me = Some(parts.spec.replica.0);
+        let led = parts.log.vote(key).is_some_and(|v| v.committed && v.leader_id.voted_for != me);
         let group = Group(Arc::new(Inner {
             key,
             spec: parts.spec,

@@ -70,7 +70,11 @@ impl<M: Machine> Inner<M> {
         let leader = {
             let metrics = self.metrics.borrow();
             let other = metrics.current_leader.filter(|id| *id != self.key.replica.0);
-            if metrics.state == ServerState::Leader { None } else { Some(other.and_then(|id| self.member(id, &metrics))) }
+            if metrics.state == ServerState::Leader {
+                None
+            } else {
+                Some(other.and_then(|id| self.member(id, &metrics)))
+            }
         };
         match leader {
             Some(leader) => Err(ProposeError::NotLeader(leader)),

@@ -74,12 +74,7 @@ impl Log {
     /// # Errors
     /// Damaged: something below the synced mark is wrong or a file is missing. Io: what the disk says.
     /// `fresh`: the disk has no superblock, whatever is there was never used.
-    pub(crate) fn open(
-        disk: Arc<dyn Disk>,
-        disk_id: u128,
-        segment_bytes: u64,
-        fresh: bool,
-    ) -> Result<Log, HostError> {
+    pub(crate) fn open(disk: Arc<dyn Disk>, disk_id: u128, segment_bytes: u64, fresh: bool) -> Result<Log, HostError> {
         let seed = format::seed_of(disk_id);
         if fresh {
             recover::wipe(disk.as_ref())?;

@@ -20,7 +20,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Endpoint};
 
@@ -49,14 +52,15 @@ pub struct GrpcSettings {
 
 /// The sending side.
 pub struct GrpcNet {
-    settings: GrpcSettings,
+    settings: Arc<GrpcSettings>,
     peers: RwLock<HashMap<String, Arc<Connection>>>,
 }
 
 struct Connection {
     addr: String,
     active: RwLock<Option<Arc<Active>>>,
-    connecting: tokio::sync::Mutex<()>,
+    /// The last failure, while nobody is connecting.
+    connecting: tokio::sync::Mutex<Option<(Instant, NetError)>>,
 }
 
 type Waiting = HashMap<u64, oneshot::Sender<Bytes>>;
@@ -91,7 +95,7 @@ impl GrpcNet {
     /// A network that connects on first use.
     #[must_use]
     pub fn new(settings: GrpcSettings) -> Arc<GrpcNet> {
-        Arc::new(GrpcNet { settings, peers: RwLock::new(HashMap::new()) })
+        Arc::new(GrpcNet { settings: Arc::new(settings), peers: RwLock::new(HashMap::new()) })
     }
 
     fn connection(&self, addr: &str) -> Arc<Connection> {
@@ -100,56 +104,76 @@ impl GrpcNet {
         }
         let mut peers = self.peers.write();
         let fresh = || {
-            let (active, connecting) = (RwLock::new(None), tokio::sync::Mutex::new(()));
+            let (active, connecting) = (RwLock::new(None), tokio::sync::Mutex::new(None));
             Arc::new(Connection { addr: addr.to_owned(), active, connecting })
         };
         Arc::clone(peers.entry(addr.to_owned()).or_insert_with(fresh))
     }
+}
 
-    async fn connect(&self, connection: &Arc<Connection>) -> Result<Arc<Active>, NetError> {
-        let _one = connection.connecting.lock().await;
-        if let Some(active) = connection.open() {
-            return Ok(active);
+/// Opens the stream of a connection, once for all who ask meanwhile. Runs as a task of its own: callers give up after a
+/// quarter of a second, connecting to a distant node may take longer.
+async fn connect(settings: Arc<GrpcSettings>, connection: Arc<Connection>) -> Result<Arc<Active>, NetError> {
+    let asked = Instant::now();
+    let mut last_failure = connection.connecting.lock().await;
+    if let Some(active) = connection.open() {
+        return Ok(active);
+    }
+    if let Some((_, e)) = last_failure.as_ref().filter(|(at, _)| *at >= asked) {
+        return Err(e.clone());
+    }
+    match tokio::time::timeout(2 * CONNECT_TIMEOUT, open(&settings, &connection.addr)).await {
+        Ok(Ok((frames, replies))) => {
+            let waiting = Mutex::new(Some(HashMap::new()));
+            let active = Arc::new(Active { frames, next: AtomicU64::new(1), waiting });
+            tokio::spawn(receive(Arc::clone(&active), replies));
+            *connection.active.write() = Some(Arc::clone(&active));
+            Ok(active)
         }
-        let endpoint = Endpoint::from_shared(format!("http://{}", connection.addr))
-            .map_err(net_error)?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW);
-        let opening = async {
-            let channel = endpoint.connect().await.map_err(net_error)?;
-            let mut client = PeerClient::new(channel)
-                .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
-            let (frames, rx) = mpsc::channel(QUEUE);
-            frames.try_send(self.hello()).map_err(net_error)?;
-            let mut request = Request::new(ReceiverStream::new(rx));
-            if let Some(credential) = &self.settings.credential {
-                request.metadata_mut().insert_bin(CREDENTIAL_METADATA, MetadataValue::from_bytes(credential));
-            }
-            let replies = client.talk(request).await.map_err(net_error)?.into_inner();
-            Ok::<_, NetError>((frames, replies))
-        };
-        let opened = tokio::time::timeout(2 * CONNECT_TIMEOUT, opening).await;
-        let (frames, replies) = opened.map_err(|_| net_error("connecting timed out"))??;
-        let active = Arc::new(Active { frames, next: AtomicU64::new(1), waiting: Mutex::new(Some(HashMap::new())) });
-        tokio::spawn(receive(Arc::clone(&active), replies));
-        *connection.active.write() = Some(Arc::clone(&active));
-        Ok(active)
+        failed => {
+            let e = match failed {
+                Ok(Err(e)) => e,
+                _ => net_error("connecting timed out"),
+            };
+            *last_failure = Some((Instant::now(), e.clone()));
+            Err(e)
+        }
     }
+}
 
-    fn hello(&self) -> PeerFrame {
-        let hello = Hello {
-            cluster: Bytes::copy_from_slice(&self.settings.cluster.0.to_be_bytes()),
-            node: Bytes::copy_from_slice(&self.settings.node.0.to_be_bytes()),
-            version: WIRE_VERSION,
-        };
-        PeerFrame { id: 0, body: Some(Body::Hello(hello)) }
+type Opened = (mpsc::Sender<PeerFrame>, Streaming<PeerFrame>);
+
+async fn open(settings: &GrpcSettings, addr: &str) -> Result<Opened, NetError> {
+    let endpoint = Endpoint::from_shared(format!("http://{addr}"))
+        .map_err(net_error)?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    let channel = endpoint.connect().await.map_err(net_error)?;
+    let mut client = PeerClient::new(channel)
+        .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
+    let (frames, rx) = mpsc::channel(QUEUE);
+    frames.try_send(hello(settings)).map_err(net_error)?;
+    let mut request = Request::new(ReceiverStream::new(rx));
+    if let Some(credential) = &settings.credential {
+        request.metadata_mut().insert_bin(CREDENTIAL_METADATA, MetadataValue::from_bytes(credential));
     }
+    let replies = client.talk(request).await.map_err(net_error)?.into_inner();
+    Ok((frames, replies))
+}
+
+fn hello(settings: &GrpcSettings) -> PeerFrame {
+    let hello = Hello {
+        cluster: Bytes::copy_from_slice(&settings.cluster.0.to_be_bytes()),
+        node: Bytes::copy_from_slice(&settings.node.0.to_be_bytes()),
+        version: WIRE_VERSION,
+    };
+    PeerFrame { id: 0, body: Some(Body::Hello(hello)) }
 }
 
 impl Connection {
@@ -178,7 +202,10 @@ impl PeerNet for GrpcNet {
         let connection = self.connection(&to.addr);
         let active = match connection.open() {
             Some(active) => active,
-            None => self.connect(&connection).await?,
+            None => {
+                let opening = connect(Arc::clone(&self.settings), Arc::clone(&connection));
+                tokio::spawn(opening).await.map_err(net_error)??
+            }
         };
         let id = active.next.fetch_add(1, Ordering::Relaxed);
         let (tx, rx) = oneshot::channel();
@@ -246,6 +273,10 @@ async fn serve(cluster: ClusterId, handler: Arc<dyn PeerHandler>, mut calls: Str
     };
     while let Ok(Some(frame)) = calls.message().await {
         let Some(Body::Call(call)) = frame.body else { continue };
+        if handler.closed() {
+            let _ = replies.send(Err(Status::unavailable("this node is shut down"))).await;
+            return;
+        }
         let (handler, replies) = (Arc::clone(&handler), replies.clone());
         tokio::spawn(async move {
             let reply = match codec::decode_request(call.group, call.to, call.payload) {

@@ -163,9 +163,8 @@ struct Endpoint {
 impl PeerNet for Endpoint {
     async fn call(&self, to: &Member, request: PeerRequest) -> Result<PeerReply, NetError> {
         let bytes = codec::encode_request(&request);
-        let copy = || {
-            codec::decode_request(request.group.0, request.to.0, bytes.clone()).map_err(|e| NetError(e.to_string()))
-        };
+        let copy =
+            || codec::decode_request(request.group.0, request.to.0, bytes.clone()).map_err(|e| NetError(e.to_string()));
         let (net, from, node) = (self.net.clone(), self.node, to.node);
         if self.net.0.lock().handlers.get(&node).is_none_or(|h| h.strong_count() == 0) {
             // A dead process refuses the connection after one round trip.

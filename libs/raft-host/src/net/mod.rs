@@ -104,4 +104,8 @@ pub trait PeerNet: Send + Sync + 'static {
 pub trait PeerHandler: Send + Sync + 'static {
     /// Serves one message of another node.
     async fn handle(&self, from: NodeId, request: PeerRequest) -> PeerReply;
+    /// Shut down: its streams end, so that callers look for its successor.
+    fn closed(&self) -> bool {
+        false
+    }
 }

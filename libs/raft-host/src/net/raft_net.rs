@@ -26,12 +26,10 @@ use tokio::time::Instant;
 
 /// An unreachable follower is tried again this often.
 const BACKOFF: Duration = Duration::from_millis(50);
-/// One snapshot chunk.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
-/// The last chunk includes verifying and installing.
-const INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
-/// Failed chunks in a row before openraft is told.
-const CHUNK_FAILURES_MAX: u32 = 10;
+/// One snapshot chunk. Installing may take longer: then the sender asks again and is told when it is done.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Failed chunks in one transfer before openraft is told. It begins again where the receiver is.
+const CHUNK_FAILURES_MAX: u32 = 20;
 
 /// Addresses learnt after a membership was written (a node that moved to another port).
 #[derive(Default)]
@@ -55,9 +53,16 @@ pub(crate) struct Links {
     pub disk: Arc<dyn Disk>,
     /// When the last append that a replica accepted was sent to it.
     pub acked: Mutex<BTreeMap<u64, Instant>>,
+    /// See [`crate::api::Planted`].
+    pub ack_before_sync: bool,
 }
 
 impl Links {
+    /// The sequence number that must be durable before anybody hears of entries up to `upto`; 0 = nothing to wait for.
+    pub(crate) fn gate(&self, upto: Option<u64>) -> u64 {
+        upto.filter(|_| !self.ack_before_sync).map_or(0, |index| self.log.gate(self.key, index))
+    }
+
     pub(crate) async fn call(&self, to: &Member, body: PeerBody) -> Result<PeerReply, super::NetError> {
         let request = PeerRequest { group: self.key.group, to: to.replica, body };
         self.net.call(&self.addresses.resolve(to), request).await
@@ -96,9 +101,8 @@ impl Link {
         }
     }
 
-    async fn chunk(&self, chunk: SnapshotChunk, last: bool) -> Result<PeerAnswer, super::NetError> {
-        let limit = if last { INSTALL_TIMEOUT } else { CHUNK_TIMEOUT };
-        match tokio::time::timeout(limit, self.call(PeerBody::Snapshot(chunk))).await {
+    async fn chunk(&self, chunk: SnapshotChunk) -> Result<PeerAnswer, super::NetError> {
+        match tokio::time::timeout(CHUNK_TIMEOUT, self.call(PeerBody::Snapshot(chunk))).await {
             Ok(result) => result,
             Err(_) => Err(super::NetError("snapshot chunk timed out".into())),
         }
@@ -116,10 +120,9 @@ impl Link {
                 source.file.read_at(offset, &mut buf).map(|()| Bytes::from(buf))
             });
             let data = data.await.and_then(|r| r).map_err(|e| super::NetError(e.to_string()))?;
-            let last = !ask && offset + len == file.len;
             let crc = crc32c::crc32c(&data);
             let chunk = SnapshotChunk { vote, meta: meta.clone(), total: file.len, offset, crc, data };
-            match self.chunk(chunk, last).await {
+            match self.chunk(chunk).await {
                 Ok(PeerAnswer::SnapshotNext(next)) if next < file.len => {
                     if !ask && next <= offset {
                         failures += 1;
@@ -152,7 +155,7 @@ impl RaftNetwork<Types> for Link {
             }
         }
         let upto = rpc.entries.last().map(|e| e.log_id.index).or(rpc.prev_log_id.map(|id| id.index));
-        let gate = upto.map_or(0, |index| self.links.log.gate(self.links.key, index));
+        let gate = self.links.gate(upto);
         let sent = Instant::now();
         match self.call(PeerBody::Append(rpc)).await.map_err(|e| unreachable(&e))? {
             PeerAnswer::Append(reply) => {
