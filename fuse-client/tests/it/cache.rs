@@ -115,9 +115,10 @@ async fn a_foreign_change_hidden_between_own_ones_is_noticed() {
     }
     b.create("d/foreign").await.unwrap();
     for i in 3..6 {
-        a.create(&format!("d/a{i}")).await.unwrap();
+        cluster.clock.advance_ms(350);
+        a.vfs.create(&a.rq(), dir, Bytes::from(format!("a{i}")), 0o644, libc::O_EXCL).await.unwrap();
     }
-    cluster.clock.advance_ms(1000);
+    // More than the validity after the foreign create, less than that after the last own one.
     assert!(a.look(dir, "foreign").await.unwrap().is_some());
 }
 
