@@ -5,7 +5,7 @@ use crate::{
     machine::{PartitionMachine, Shared, encode_command},
 };
 use fusefs_meta_state::{InternalReply, LEVEL, Outcome};
-use fusefs_raft_host::{Group, ProposeError};
+use fusefs_raft_host::{Group, GroupStatus, ProposeError};
 use fusefs_types::{
     Clock, FsError, FsResult, Hlc, HlcClock, PartitionId, SessionId, VolumeId,
     cluster::Member,
@@ -20,7 +20,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Counters of one replica since the process started.
@@ -62,6 +62,7 @@ pub(crate) struct Hosted {
     pub(crate) id: PartitionId,
     pub(crate) volume: VolumeId,
     pub(crate) shared: Arc<Shared>,
+    status: watch::Receiver<GroupStatus>,
     clock: Arc<dyn Clock>,
     hlc: Mutex<HlcClock>,
     pub(crate) holders: Mutex<Holders>,
@@ -83,6 +84,7 @@ impl Hosted {
     ) -> Hosted {
         Hosted {
             id: group.spec().group,
+            status: group.watch(),
             group,
             volume,
             shared,
@@ -96,9 +98,18 @@ impl Hosted {
         }
     }
 
-    /// Ok(term) when commands may be prepared here, otherwise where to go.
+    /// Ok(term) when commands may be prepared here, otherwise where to go. As of a moment ago: cheap enough for every
+    /// request, and whatever is proposed or read meets the real leadership.
     pub(crate) fn lead(&self) -> Result<u64, Refusal> {
-        let status = self.group.status();
+        self.judge(&self.status.borrow())
+    }
+
+    /// The same as of now.
+    pub(crate) fn reign(&self) -> Result<u64, Refusal> {
+        self.judge(&self.group.status())
+    }
+
+    fn judge(&self, status: &GroupStatus) -> Result<u64, Refusal> {
         if status.stopped.is_some() {
             return Err(not_leader(None));
         }

@@ -143,7 +143,13 @@ impl Doors {
                 let _ = node.refresh_map(self.volume).await;
                 node.jitter(10).await;
             }
-            _ => node.jitter(20 + u64::from(refusal.backoff_ms)).await,
+            _ => {
+                // All members tried in vain: the map may name the wrong ones.
+                if self.turn % 4 == 3 {
+                    let _ = node.refresh_map(self.volume).await;
+                }
+                node.jitter(20 + u64::from(refusal.backoff_ms)).await;
+            }
         }
     }
 }

@@ -92,7 +92,7 @@ impl Metanode {
 
     async fn close_file(&self, hosted: &Hosted, session: SessionId, ino: Ino) -> Result<ReadReply, Refusal> {
         hosted.holders.lock().close(session, ino);
-        let held = hosted.group.read(|m| Ok::<_, FsError>(m.partition()?.inode(ino).is_ok_and(|i| i.nlink == 0)))?;
+        let held = hosted.group.read(|m| Ok::<_, FsError>(m.partition()?.must_log_close(session, ino)))?;
         if held {
             let pin = Internal::Pin { session, held: Vec::new(), released: vec![ino] };
             match hosted.internal(pin, Hlc(0)).await {

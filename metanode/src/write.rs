@@ -74,10 +74,13 @@ impl Metanode {
         let caller = Caller { session, token: envelope.token, op, acks: envelope.acks.clone() };
         let (end, patience) = (deadline(&envelope), Instant::now() + CONFLICT_BUDGET);
         let mut attached = false;
-        let mut birth = Birth::of(&hosted, session, &write);
         loop {
             let unlocked = hosted.shared.unlocked();
-            match self.attempt(&hosted, &envelope, &caller, &write, end).await {
+            // Anew for every attempt: an attach in between may have begun another reign with an empty table.
+            let mut birth = Birth::of(&hosted, session, &write);
+            let result = self.attempt(&hosted, &envelope, &caller, &write, end).await;
+            birth.settle(&result);
+            match result {
                 Err(r) if r.error == FsError::NotAttached && !attached => {
                     attached = true;
                     self.attach(&hosted, session, envelope.token).await?;
@@ -88,14 +91,8 @@ impl Metanode {
                     let _ = tokio::time::timeout(Duration::from_millis(5), unlocked).await;
                     self.jitter(2).await;
                 }
-                Err(r) if r.error == FsError::WrongRange => {
-                    birth.settle(&Err(FsError::WrongRange.into()));
-                    return Err(self.wrong_range(envelope.volume));
-                }
-                other => {
-                    birth.settle(&other);
-                    return other;
-                }
+                Err(r) if r.error == FsError::WrongRange => return Err(self.wrong_range(envelope.volume)),
+                other => return other,
             }
         }
     }
@@ -184,9 +181,9 @@ impl Metanode {
         }
         Counters::add(&hosted.counters.attaches);
         let token = self.ask_attach(hosted, session, token).await?;
-        let term = hosted.lead()?;
+        let term = hosted.reign()?;
         hosted.internal(Internal::Attach { session, token }, fusefs_types::Hlc(0)).await?;
-        if hosted.lead() == Ok(term) {
+        if hosted.reign() == Ok(term) {
             hosted.holders.lock().attached(session);
         }
         Ok(())
