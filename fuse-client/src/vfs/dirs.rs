@@ -7,12 +7,17 @@ use fusefs_types::{
     Attr, FileKind, FsError, FsResult, Ino, Name, limits,
     ops::{DirEntry, Read, ReadReply},
 };
+use futures::StreamExt;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Readdir offset behind `..`; cookies of names are above it.
 const AFTER_DOTS: u64 = 2;
+
+/// Questions about remote children that one listing has under way.
+const REMOTE_ATTRS_AT_ONCE: usize = 32;
 
 /// The page of names that each open directory stream read last. Soft state: without it a page is asked for again.
 #[derive(Default)]
@@ -50,6 +55,12 @@ impl DirPage {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// What a page says about a name that the caches no longer vouch for: right when it was read, valid for no time, so the
+/// kernel asks again before it uses it (and keeps newer attributes of its own).
+fn momentary(e: &DirEntry) -> Option<Entry> {
+    e.attr.map(|attr| Entry { attr, attr_ttl: Duration::ZERO, entry_ttl: Duration::ZERO })
 }
 
 impl Vfs {
@@ -99,7 +110,7 @@ impl Vfs {
                 Ok(Lookup::Found(Entry { attr, attr_ttl: left(attr_until, now), entry_ttl: left(until, now) }))
             }
             // Removed between the two questions.
-            Err(FsError::NotFound) => Ok(Lookup::Absent(std::time::Duration::ZERO)),
+            Err(FsError::NotFound) => Ok(Lookup::Absent(Duration::ZERO)),
             Err(e) => Err(e),
         }
     }
@@ -152,7 +163,10 @@ impl Vfs {
         let sent = self.now();
         let limit = limits::READDIR_ENTRIES_MAX as u32;
         let reply = self.meta.read(Read::ReadDir { ino, after, limit, plus }).await?;
-        let ReadReply::Entries { entries, end, dir } = reply else { return Err(unexpected("readdir")) };
+        let ReadReply::Entries { mut entries, end, dir } = reply else { return Err(unexpected("readdir")) };
+        if plus {
+            self.complete_attrs(&mut entries).await?;
+        }
         let (until, dir_until) = (self.entry_until(sent), self.attr_until(sent));
         let names = entries.iter().map(|e| (&e.name, e.ino, e.kind));
         let current = self.names.learn_page(&dir, names, until, dir_until);
@@ -168,6 +182,28 @@ impl Vfs {
         Ok(DirPage { dir, after, entries: Arc::new(entries), end, from: 2, walk })
     }
 
+    /// Asks for the attributes of children that live in other partitions: 1 RPC each, [`REMOTE_ATTRS_AT_ONCE`] at a time.
+    /// fuser sends an entry's attributes and its number in one, so an entry without them would be lost.
+    async fn complete_attrs(&self, entries: &mut Vec<DirEntry>) -> FsResult<()> {
+        let remote = entries.iter().enumerate().filter(|(_, e)| e.attr.is_none()).map(|(i, e)| (i, e.ino));
+        let asked: Vec<_> = futures::stream::iter(remote.collect::<Vec<_>>())
+            .map(|(i, ino)| async move { (i, self.attr(ino).await) })
+            .buffer_unordered(REMOTE_ATTRS_AT_ONCE)
+            .collect()
+            .await;
+        let mut gone = Vec::new();
+        for (i, result) in asked {
+            match result {
+                Ok((attr, _)) => entries[i].attr = Some(attr),
+                // Removed since the listing.
+                Err(FsError::NotFound | FsError::Stale) => gone.push(entries[i].cookie),
+                Err(e) => return Err(e),
+            }
+        }
+        entries.retain(|e| !gone.contains(&e.cookie));
+        Ok(())
+    }
+
     /// Item `i` (counted from the asked offset) of a page; None behind its end. With `plus`, attributes are given only
     /// if the name still is what the page said: own changes since then would otherwise be undone in the kernel's cache.
     pub fn dir_item(&self, page: &DirPage, i: usize, plus: bool) -> Option<DirItem> {
@@ -176,10 +212,12 @@ impl Vfs {
             let (name, ino): (&'static [u8], Ino) =
                 if position == 0 { (b".", page.dir.ino) } else { (b"..", self.parent_of(&page.dir)) };
             let (name, offset) = (Bytes::from_static(name), position as u64 + 1);
-            return Some(DirItem { name, ino, kind: FileKind::Directory, offset, entry: None });
+            // The kernel reads nothing but the number of the dots.
+            let dot = || Entry { attr: Attr { ino, ..page.dir }, attr_ttl: Duration::ZERO, entry_ttl: Duration::ZERO };
+            return Some(DirItem { name, ino, kind: FileKind::Directory, offset, entry: plus.then(dot) });
         }
         let e = page.entries.get(position - 2)?;
-        let entry = if plus { self.cached_entry(page.dir.ino, e) } else { None };
+        let entry = if plus { self.cached_entry(page.dir.ino, e).or_else(|| momentary(e)) } else { None };
         Some(DirItem { name: e.name.bytes().clone(), ino: e.ino, kind: e.kind, offset: e.cookie, entry })
     }
 

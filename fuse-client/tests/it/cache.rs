@@ -224,3 +224,18 @@ async fn a_read_only_mount_refuses_every_change() {
     let change = Change { mode: Some(0), ..Change::default() };
     assert_eq!(a.set("f", change).await.map(|_| ()), Err(FsError::ReadOnly));
 }
+
+#[tokio::test]
+async fn a_complete_listing_voids_what_was_believed_before() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.client(), cluster.client());
+    let dir = a.mkdir("d").await.unwrap();
+    a.create("d/x").await.unwrap();
+    assert!(b.look(dir, "x").await.unwrap().is_some());
+    cluster.clock.advance_ms(1001);
+    a.unlink("d/x").await.unwrap();
+    b.list("d").await.unwrap();
+    b.meta.take_counts();
+    assert!(b.look(dir, "x").await.unwrap().is_none(), "the listing did not have it");
+    assert_eq!(b.rpcs(), 0);
+}
