@@ -94,7 +94,9 @@ async fn conditional(store: &Arc<dyn ObjectStore>, nonce: u64) -> ProbeCheck {
     let result = match results.into_iter().find_map(|r| r.err().filter(|e| !matches!(e, StoreError::Exists))) {
         _ if winners == 1 && losers == RACERS as usize - 1 => Ok(format!("ok: 1 winner of {RACERS}")),
         Some(e) if winners <= 1 => Err(e),
-        _ => Err(StoreError::Refused(format!("{winners} of {RACERS} racing creators won; conditional creates are not used"))),
+        _ => Err(StoreError::Refused(format!(
+            "{winners} of {RACERS} racing creators won; conditional creates are not used"
+        ))),
     };
     check("conditional-create", false, result)
 }
@@ -160,9 +162,8 @@ pub async fn remove_marker(store: &dyn ObjectStore) -> Result<(), StoreError> {
 #[cfg(feature = "s3")]
 pub async fn standard_credentials() -> Result<Option<StoreCredentials>, StoreError> {
     use aws_credential_types::provider::ProvideCredentials;
-    let config = aws_config::defaults(aws_config::BehaviorVersion::latest())
-        .http_client(super::s3::http_client(false))
-        .load();
+    let config =
+        aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(super::s3::http_client(false)).load();
     let found = tokio::time::timeout(Duration::from_secs(5), async {
         match config.await.credentials_provider() {
             Some(p) => p.provide_credentials().await.ok(),

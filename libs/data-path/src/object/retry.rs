@@ -111,7 +111,11 @@ impl ObjectStore for Retrying {
             match inner.put(key, body.clone(), mode).await {
                 // An earlier attempt of ours may have got through with its answer lost: the same bytes mean it was us.
                 Err(StoreError::Exists) if n > 0 => {
-                    if inner.get(key, None).await? == *body { Ok(()) } else { Err(StoreError::Exists) }
+                    if inner.get(key, None).await? == *body {
+                        Ok(())
+                    } else {
+                        Err(StoreError::Exists)
+                    }
                 }
                 other => other,
             }

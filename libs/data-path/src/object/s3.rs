@@ -118,9 +118,10 @@ impl S3Store {
                     _ => self.explain_code(status, "", None),
                 }
             }
-            SdkError::ConstructionFailure(c) => {
-                StoreError::Config(format!("the request could not be built: {}", chain(&SdkError::<E, ()>::ConstructionFailure(c))))
-            }
+            SdkError::ConstructionFailure(c) => StoreError::Config(format!(
+                "the request could not be built: {}",
+                chain(&SdkError::<E, ()>::ConstructionFailure(c))
+            )),
             other => StoreError::Broken(chain(&other)),
         }
     }
@@ -130,15 +131,19 @@ impl S3Store {
         let (bucket, key) = (&self.bucket, &self.access_key);
         match (status, code) {
             (_, "NoSuchBucket") => StoreError::NoBucket(format!("the bucket {bucket:?} does not exist ({text})")),
-            (_, "NoSuchKey") | (404, _) => StoreError::NotFound,
+            (_, "NoSuchKey") => StoreError::NotFound,
             (412, _) | (_, "PreconditionFailed") => StoreError::Exists,
             (409, "ConditionalRequestConflict" | "OperationAborted") => StoreError::Busy(text),
-            (_, "InvalidAccessKeyId") => StoreError::Denied(format!("the access key {key:?} is unknown to the store ({text})")),
+            // The others are versitygw's and Ceph's words for it.
+            (_, "InvalidAccessKeyId" | "XAdminUserNotFound" | "NotSignedUp") => {
+                StoreError::Denied(format!("the access key {key:?} is unknown to the store ({text})"))
+            }
             (_, "SignatureDoesNotMatch") => {
                 StoreError::Denied(format!("the secret key of access key {key:?} is wrong ({text})"))
             }
             (_, "RequestTimeTooSkewed") => StoreError::Denied(format!("this machine's clock is wrong ({text})")),
             (_, "ExpiredToken") => StoreError::Denied(format!("the session token has expired ({text})")),
+            (404, "" | "NotFound") => StoreError::NotFound,
             (401 | 403, _) => {
                 StoreError::Denied(format!("access key {key:?} may not do this in bucket {bucket:?} ({text})"))
             }
@@ -210,7 +215,8 @@ fn chain(e: &dyn Error) -> String {
 impl ObjectStore for S3Store {
     async fn put(&self, key: &str, body: Bytes, mode: PutMode) -> Result<(), StoreError> {
         check_key(key)?;
-        let mut call = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::new(SdkBody::from(body)));
+        let mut call =
+            self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::new(SdkBody::from(body)));
         if mode == PutMode::IfAbsent {
             call = call.if_none_match("*");
         }
@@ -220,7 +226,9 @@ impl ObjectStore for S3Store {
         }
         match self.within(async { call.send().await.map_err(|e| self.explain(e)) }).await {
             Ok(_) => Ok(()),
-            Err(StoreError::NotFound) => Err(StoreError::NoBucket(format!("the bucket {:?} does not exist", self.bucket))),
+            Err(StoreError::NotFound) => {
+                Err(StoreError::NoBucket(format!("the bucket {:?} does not exist", self.bucket)))
+            }
             Err(e) => Err(e),
         }
     }

@@ -74,7 +74,13 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    pub fn new(store: Arc<dyn ObjectStore>, budget: u64, fetches: usize, fetch_bytes: u64, runtime: Handle) -> Arc<Blocks> {
+    pub fn new(
+        store: Arc<dyn ObjectStore>,
+        budget: u64,
+        fetches: usize,
+        fetch_bytes: u64,
+        runtime: Handle,
+    ) -> Arc<Blocks> {
         let inner = Inner { frames: LruCache::unbounded(), bytes: 0, flights: HashMap::new() };
         Arc::new(Blocks {
             store,

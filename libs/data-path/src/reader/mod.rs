@@ -162,7 +162,14 @@ impl Reader {
     }
 
     /// Extents of the range from cache or cluster.
-    async fn plan(&self, ino: Ino, offset: u64, len: usize, over: &Overlay, deadline: Option<Instant>) -> FsResult<Plan> {
+    async fn plan(
+        &self,
+        ino: Ino,
+        offset: u64,
+        len: usize,
+        over: &Overlay,
+        deadline: Option<Instant>,
+    ) -> FsResult<Plan> {
         let mut parts = Vec::new();
         let mut at = offset;
         loop {
@@ -197,7 +204,12 @@ impl Reader {
     }
 
     /// Fetches the frames of all parts in parallel.
-    async fn fetch_all(&self, plan: &Plan, over: &Overlay, deadline: Option<Instant>) -> Result<Vec<Vec<Bytes>>, Trouble> {
+    async fn fetch_all(
+        &self,
+        plan: &Plan,
+        over: &Overlay,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Vec<Bytes>>, Trouble> {
         let all = plan.parts.iter().map(|part| async move {
             if part.0.codec != 0 {
                 return Err(Trouble::Fs(FsError::UpgradeNeeded));
@@ -385,12 +397,13 @@ fn fill(out: &mut [u8], offset: u64, at: u64, bytes: &[u8]) {
 fn assemble(plan: &Plan, frames: &[Vec<Bytes>], over: &Overlay) -> Result<Bytes, Option<ObjectId>> {
     // One frame that holds it all: no copy.
     if let ([(x, None)], [frames], true) = (&plan.parts[..], frames, over.pieces.is_empty())
-        && let (Source::Object { skip, .. }, [frame]) = (x.source, &frames[..]) {
-            let at = (skip % layout::FRAME + (plan.offset - x.offset.min(plan.offset))) as usize;
-            if x.offset <= plan.offset && x.end() >= plan.offset + plan.len as u64 && at + plan.len <= frame.len() {
-                return Ok(frame.slice(at..at + plan.len));
-            }
+        && let (Source::Object { skip, .. }, [frame]) = (x.source, &frames[..])
+    {
+        let at = (skip % layout::FRAME + (plan.offset - x.offset.min(plan.offset))) as usize;
+        if x.offset <= plan.offset && x.end() >= plan.offset + plan.len as u64 && at + plan.len <= frame.len() {
+            return Ok(frame.slice(at..at + plan.len));
         }
+    }
     let mut out = BytesMut::zeroed(plan.len);
     for ((x, inline), frames) in plan.parts.iter().zip(frames) {
         match (x.source, inline) {

@@ -258,7 +258,11 @@ impl Model {
                     let index = self.inline.len() as u64 + 1;
                     self.inline.insert(index, bytes.clone());
                     let source = Source::Inline { index, n: 0, skip: 0 };
-                    (*offset, bytes.len() as u64, Some(Extent { offset: *offset, len: bytes.len() as u64, codec: 0, source }))
+                    (
+                        *offset,
+                        bytes.len() as u64,
+                        Some(Extent { offset: *offset, len: bytes.len() as u64, codec: 0, source }),
+                    )
                 }
             };
             assert!(len > 0, "empty piece");
@@ -275,7 +279,8 @@ impl Model {
         }
     }
     fn commit(&mut self, file: &CommitFile) -> FsResult<(u64, Attr)> {
-        let inline: usize = file.pieces.iter().map(|p| if let Piece::Inline { bytes, .. } = p { bytes.len() } else { 0 }).sum();
+        let inline: usize =
+            file.pieces.iter().map(|p| if let Piece::Inline { bytes, .. } = p { bytes.len() } else { 0 }).sum();
         assert!(inline <= fusefs_types::limits::INLINE_COMMIT_BYTES_MAX, "inline bytes over the limit");
         assert!(file.pieces.len() <= fusefs_types::limits::COMMIT_ITEMS_MAX, "too many pieces");
         let change = self.tick();

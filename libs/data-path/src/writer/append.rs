@@ -31,13 +31,7 @@ impl MemoryLog {
     }
 
     /// Commits holes or allocated zeroes. The caller holds the file ([`WriteLog::hold`]), so that nothing is queued.
-    pub async fn commit_pieces(
-        &self,
-        ino: Ino,
-        pieces: Vec<Piece>,
-        grow_to: u64,
-        cx: WriteContext,
-    ) -> FsResult<Attr> {
+    pub async fn commit_pieces(&self, ino: Ino, pieces: Vec<Piece>, grow_to: u64, cx: WriteContext) -> FsResult<Attr> {
         let (shared, deadline, lsn) = (&self.shared, self.shared.io_deadline(), self.shared.next_lsn());
         let file = CommitFile {
             ino,

@@ -168,9 +168,10 @@ fn objects(file: &CommitFile) -> Vec<ObjectId> {
     let mut ids: Vec<ObjectId> = Vec::new();
     for p in &file.pieces {
         if let Piece::Extent(Extent { source: Source::Object { id, .. }, .. }) = p
-            && ids.last() != Some(id) {
-                ids.push(*id);
-            }
+            && ids.last() != Some(id)
+        {
+            ids.push(*id);
+        }
     }
     ids
 }

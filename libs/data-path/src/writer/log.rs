@@ -194,9 +194,10 @@ impl Shared {
                     return Ok(());
                 }
                 if let Some((error, attempt)) = st.failure
-                    && attempt > base {
-                        return Err(error);
-                    }
+                    && attempt > base
+                {
+                    return Err(error);
+                }
             }
             if until(deadline, changed).await.is_none() {
                 return Err(FsError::Io);

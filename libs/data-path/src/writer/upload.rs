@@ -115,9 +115,10 @@ impl Shared {
         let kicked_before = {
             let mut st = file.state.lock();
             if let Some(error) = verdict
-                && st.failure.replace((error, attempt)).is_none() {
-                    self.failing.fetch_add(1, Ordering::AcqRel);
-                }
+                && st.failure.replace((error, attempt)).is_none()
+            {
+                self.failing.fetch_add(1, Ordering::AcqRel);
+            }
             st.kicks != kicks
         };
         file.changed.notify_waiters();

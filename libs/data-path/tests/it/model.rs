@@ -168,7 +168,8 @@ fn check(ops: &[Op], seed: u64, settings: Settings) -> [u64; 4] {
         let h = w.history.lock().unwrap();
         assert_eq!(h.broken, None);
         let s = &w.rig.faulty.counters;
-        let sum = [&s.busy, &s.lost_replies, &s.truncated].iter().map(|c| c.load(std::sync::atomic::Ordering::Relaxed)).sum();
+        let sum =
+            [&s.busy, &s.lost_replies, &s.truncated].iter().map(|c| c.load(std::sync::atomic::Ordering::Relaxed)).sum();
         [sum, w.rig.sink.count("lost"), w.rig.sink.count("use_object"), w.rig.sink.count("always")]
     })
 }
@@ -215,6 +216,9 @@ fn faults_fire() {
             *t += n;
         }
     }
-    println!("store faults {}, lost commit replies {}, use-object answers {}, refusals {}", total[0], total[1], total[2], total[3]);
+    println!(
+        "store faults {}, lost commit replies {}, use-object answers {}, refusals {}",
+        total[0], total[1], total[2], total[3]
+    );
     assert!(total.iter().all(|n| *n >= 5), "{total:?}");
 }

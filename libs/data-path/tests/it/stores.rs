@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use fusefs_data_path::{
     object::{
-        DirStore, FaultPlan, Faulty, MemoryStore, ObjectStore, PutMode, RetryPolicy, Retrying, StoreError, join_prefix, open,
-        probe, probe_record,
+        DirStore, FaultPlan, Faulty, MemoryStore, ObjectStore, PutMode, RetryPolicy, Retrying, StoreError, join_prefix,
+        open, probe, probe_record,
     },
     testing::store_suite,
 };

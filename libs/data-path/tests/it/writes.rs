@@ -3,7 +3,7 @@
 use crate::rig::{F, Rig, body};
 use bytes::Bytes;
 use fusefs_data_path::{Credits, DataPath, Settings, WriteContext, object::FaultPlan, testing::SinkFaults};
-use fusefs_types::{FsError, FsResult, Ino, Source, SessionId, Time, ids::Incarnation, limits, ops::Piece};
+use fusefs_types::{FsError, FsResult, Ino, SessionId, Source, Time, ids::Incarnation, limits, ops::Piece};
 use std::{
     sync::{
         Arc,
@@ -87,7 +87,8 @@ async fn dirty_data_is_committed_within_five_seconds() {
     tokio::time::advance(Duration::from_secs(1)).await;
     r.write(100, body(100, 2)).await.expect("write");
     assert_eq!(r.sink.count("commit"), 0);
-    tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_millis(limits::DIRTY_AGE_MAX_MS - 1000)).await;
+    tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_millis(limits::DIRTY_AGE_MAX_MS - 1000))
+        .await;
     assert_eq!(r.committed().len(), 200, "5 s after the first write");
     assert_eq!(r.sink.count("commit"), 1);
 }
@@ -321,7 +322,14 @@ async fn space_is_taken_at_the_write_and_settled_once() {
     let r = Rig::new(Settings::default());
     let lender = Arc::new(Lender { left: AtomicU64::new(1000) });
     let s = (SessionId(1), Incarnation(1));
-    let path = DataPath::with_credits(r.store.clone(), r.sink.clone(), r.clock.clone(), s, Settings::default(), lender.clone());
+    let path = DataPath::with_credits(
+        r.store.clone(),
+        r.sink.clone(),
+        r.clock.clone(),
+        s,
+        Settings::default(),
+        lender.clone(),
+    );
     let write = |at, n| path.write(F, at, Bytes::from(vec![1; n]), WriteContext::default());
     write(0, 600).await.expect("write");
     assert_eq!(write(600, 500).await, Err(FsError::NoSpace), "refused before it is acknowledged");
