@@ -1,1 +1,6 @@
-//! placeholder
+//! Test servers, workloads and drivers for whole clusters.
+
+pub mod s3double;
+pub mod stack;
+pub mod tree;
+pub mod versitygw;
