@@ -26,7 +26,7 @@ pub struct Shutdown {
     pub leftovers: u64,
 }
 
-/// While it lives, the file's queue is empty and its writes wait. Dropping it lets them go on; the file's cached extents
+/// While it lives, the file's queue is empty and its writes wait (so its holder must not write). Dropping it lets them go on; the file's cached extents
 /// are forgotten then.
 pub struct Barrier {
     path: Arc<DataPath>,

@@ -69,7 +69,7 @@ impl S3Store {
             .region(Region::new(region.to_string()))
             .force_path_style(r.path_style)
             .http_client(http_client(plain))
-            .sleep_impl(aws_smithy_types_sleep())
+            .sleep_impl(aws_sdk_s3::config::SharedAsyncSleep::new(TokioTimer))
             .retry_config(RetryConfig::disabled())
             .timeout_config(
                 TimeoutConfig::builder().connect_timeout(t.connect).operation_attempt_timeout(t.attempt).build(),
@@ -179,11 +179,6 @@ impl S3Store {
         }
         Ok(())
     }
-}
-
-#[allow(clippy::disallowed_methods)] // the SDK's timer is tokio's
-fn aws_smithy_types_sleep() -> aws_sdk_s3::config::SharedAsyncSleep {
-    aws_sdk_s3::config::SharedAsyncSleep::new(TokioTimer)
 }
 
 /// Timer of the SDK on tokio's clock.
