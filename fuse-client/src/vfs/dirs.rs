@@ -57,12 +57,6 @@ impl DirPage {
     }
 }
 
-/// What a page says about a name that the caches no longer vouch for: right when it was read, valid for no time, so the
-/// kernel asks again before it uses it (and keeps newer attributes of its own).
-fn momentary(e: &DirEntry) -> Option<Entry> {
-    e.attr.map(|attr| Entry { attr, attr_ttl: Duration::ZERO, entry_ttl: Duration::ZERO })
-}
-
 impl Vfs {
     /// Looks a name up. 0 RPCs while the name and its attributes are valid, or absent from a directory that is known
     /// completely; else 1 (2 when the inode lives in another partition than its name).
@@ -217,8 +211,17 @@ impl Vfs {
             return Some(DirItem { name, ino, kind: FileKind::Directory, offset, entry: plus.then(dot) });
         }
         let e = page.entries.get(position - 2)?;
-        let entry = if plus { self.cached_entry(page.dir.ino, e).or_else(|| momentary(e)) } else { None };
+        let entry = if plus { self.cached_entry(page.dir.ino, e).or_else(|| self.momentary(e)) } else { None };
         Some(DirItem { name: e.name.bytes().clone(), ino: e.ino, kind: e.kind, offset: e.cookie, entry })
+    }
+
+    /// What a page says about a name that the caches no longer vouch for, with what is known to be newer: right at some
+    /// moment, valid for no time, so the kernel asks again before it uses it.
+    fn momentary(&self, e: &DirEntry) -> Option<Entry> {
+        let read = e.attr?;
+        let dirty = self.data.dirty_attr(e.ino);
+        let newest = self.inodes.newest(e.ino).filter(|a| a.change > read.change).unwrap_or(read);
+        Some(Entry { attr: overlay(newest, dirty), attr_ttl: Duration::ZERO, entry_ttl: Duration::ZERO })
     }
 
     fn parent_of(&self, dir: &Attr) -> Ino {

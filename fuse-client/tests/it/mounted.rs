@@ -4,6 +4,7 @@ use crate::cluster::Cluster;
 use crate::local::{Op, STEPS, assert_same, on_directory, random_op, tree_of_directory};
 use crate::rng::{Random, seeds};
 use fusefs_fuse_client::fuse::{MountError, MountSettings, Mounted, mount, mount_filesystem, mountinfo, passthrough};
+use fusefs_fuse_client::Settings;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -42,8 +43,11 @@ impl Rig {
     }
     /// A second kernel's view of the same volume.
     fn second(&self) -> (Mounted, tempfile::TempDir) {
+        self.second_with(|_| {})
+    }
+    fn second_with(&self, change: impl FnOnce(&mut Settings)) -> (Mounted, tempfile::TempDir) {
         let inside = self.runtime.enter();
-        let client = self.cluster.client();
+        let client = self.cluster.client_with(change);
         drop(inside);
         let dir = tempfile::tempdir().unwrap();
         let settings = MountSettings::new(dir.path(), "fusefs#test");
@@ -177,6 +181,11 @@ fn large_directories_and_direct_io_pass_the_kernel() {
     names.sort();
     names.dedup();
     assert_eq!(names.len(), 2500);
+    // Caches that have dropped an entry before the kernel takes it must not lose the name.
+    let (mut other, dir) = rig.second_with(|s| (s.inodes, s.dentries) = (16, 16));
+    assert_eq!(std::fs::read_dir(dir.path().join("d")).unwrap().count(), 2500);
+    assert!(std::fs::read_dir(dir.path().join("d")).unwrap().all(|e| e.unwrap().metadata().unwrap().is_file()));
+    other.unmount().unwrap();
     std::fs::remove_dir_all(&d).unwrap();
 
     let file = rig.path().join("direct");
