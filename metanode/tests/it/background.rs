@@ -54,7 +54,8 @@ fn open_stream(world: &World, client: &Client<'_>) -> (fusefs_metanode::EventStr
 
 async fn next_question(stream: &mut fusefs_metanode::EventStream) -> (PartitionId, u64, Vec<Ino>) {
     loop {
-        match stream.events.recv().await.expect("the stream lives").body {
+        let event = tokio::time::timeout(std::time::Duration::from_secs(30), stream.events.recv());
+        match event.await.expect("the leader asks").expect("the stream lives").body {
             ServerBody::HoldersAsked { group, term, inos } => return (group, term, inos),
             ServerBody::Hello | ServerBody::MapChanged { .. } => {}
         }
