@@ -253,7 +253,12 @@ pub(crate) fn load(disk: &dyn Disk, key: Key) -> io::Result<(Option<(SnapshotMet
         }
         match disk.open(&path).and_then(verify) {
             // A checkpoint received from another replica carries that one's key.
-            Ok((meta, found, file)) if found.group == key.group => return Ok((Some((meta, file)), problems)),
+            Ok((meta, found, file)) if found.group == key.group => {
+                // A killed process may have left it in the page cache only; the log is purged on its strength.
+                file.file.sync()?;
+                disk.sync_dir(DIR)?;
+                return Ok((Some((meta, file)), problems));
+            }
             Ok(_) => problems.push(format!("{path}: belongs to another group")),
             Err(e) => problems.push(format!("{path}: {e}")),
         }

@@ -64,6 +64,7 @@ fn open_disk(disk: &Arc<dyn Disk>, settings: &Settings, rng: &Arc<dyn Rng>) -> R
                 let owner = format!("node {} of cluster {}", found.node, found.cluster);
                 return Err(HostError::Foreign(owner));
             }
+            disk.sync_dir("")?;
             Ok((found, Log::open(Arc::clone(disk), found.disk.0, settings.segment_bytes, false)?))
         }
         Ok(None) => {

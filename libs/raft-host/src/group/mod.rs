@@ -64,7 +64,7 @@ pub(crate) struct Inner<M: Machine> {
     election: Mutex<elect::Election>,
     campaigning: AtomicBool,
     receiving: tokio::sync::Mutex<Option<handle::Receiving>>,
-    /// Appended bytes at the last checkpoint, and the last index asked to be purged.
+    /// Appended bytes at the last checkpoint, and the checkpoint whose log was last purged.
     checkpoint_base: Mutex<(u64, u64)>,
     counters: Counters,
 }
@@ -268,11 +268,13 @@ impl<M: Machine> Inner<M> {
 
     /// Keeps an eighth of a checkpoint's worth of log, so that a follower that lags a little needs no snapshot.
     async fn purge_covered(&self) {
-        let Some(covered) = self.cell.checkpointed() else { return };
+        // As RaftCore knows it: it refuses to purge what it does not know to be covered.
+        let Some(covered) = self.raft.data_metrics().borrow().snapshot else { return };
+        if std::mem::replace(&mut self.checkpoint_base.lock().1, covered.index) == covered.index {
+            return;
+        }
         let keep = self.settings.checkpoint_bytes / 8;
-        let Some(upto) = self.log.purge_point(self.key, covered.index, keep) else { return };
-        let last = std::mem::replace(&mut self.checkpoint_base.lock().1, upto);
-        if upto > last {
+        if let Some(upto) = self.log.purge_point(self.key, covered.index, keep) {
             let _ = self.raft.trigger().purge_log(upto).await;
         }
     }

@@ -93,17 +93,19 @@ impl Inner {
     }
 
     fn place(&mut self, q: &Queued, at: Mark) {
+        // What was superseded meanwhile was so by a record that is queued by now.
+        let lsn = self.next_lsn - 1;
         let Some(group) = self.groups.get_mut(&q.key) else { return };
         let old = if q.is_state && group.state_lsn == q.lsn {
             group.state_at.replace((at.segment, q.len))
         } else if let Some(slot) = q.index.and_then(|i| group.slot_mut(i)).filter(|s| s.lsn == q.lsn) {
             slot.at.replace((at, q.len)).map(|(mark, len)| (mark.segment, len))
         } else {
-            return;
+            return self.segments.dead(at.segment, 0, lsn);
         };
         self.segments.live(at.segment, q.len);
         if let Some((segment, len)) = old {
-            self.segments.dead(segment, len);
+            self.segments.dead(segment, len, lsn);
         }
     }
 
@@ -144,8 +146,9 @@ impl Inner {
 
     /// Oldest segments in which nothing is live, never the active one.
     fn reclaimable(&self) -> Vec<u64> {
-        let active = self.segments.end.segment;
-        self.segments.all.iter().take_while(|(n, s)| s.live == 0 && **n != active).map(|(n, _)| *n).collect()
+        let (active, flushed) = (self.segments.end.segment, self.flushed_lsn);
+        let gone = |n: u64, s: &segments::Segment| s.live == 0 && s.dead_lsn <= flushed && n != active;
+        self.segments.all.iter().take_while(|(n, s)| gone(**n, s)).map(|(n, _)| *n).collect()
     }
 }
 

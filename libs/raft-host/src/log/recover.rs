@@ -41,6 +41,8 @@ pub(crate) fn recover(
         return if fresh { Ok((BTreeMap::new(), segments)) } else { Err(damaged("log/HEAD is missing")) };
     };
     remove_leftovers(disk, first, last)?;
+    // A killed process may have left these in the page cache only; from here on they count as durable.
+    disk.sync_dir("log")?;
     let mut end: Option<Mark> = None;
     for number in first..=last {
         let name = segments::segment_name(number);
@@ -60,7 +62,10 @@ pub(crate) fn recover(
         if number == last && later_batch(seed, number, &data, stop) {
             return Err(damaged(format!("{name}: damaged at {stop}, below the synced mark")));
         }
-        segments.all.insert(number, Segment { file, capacity: data.len() as u64, live: 0 });
+        if number == last {
+            file.sync()?;
+        }
+        segments.all.insert(number, Segment { file, capacity: data.len() as u64, live: 0, dead_lsn: 0 });
         end = Some(Mark { segment: number, offset: stop });
     }
     segments.end = end.unwrap_or_default();

@@ -16,6 +16,8 @@ pub(crate) struct Segment {
     pub capacity: u64,
     /// Bytes of live records.
     pub live: u64,
+    /// The last record that made something here dead. Until it is durable a crash brings the dead back to life.
+    pub dead_lsn: u64,
 }
 
 /// All segments; the last one is written to.
@@ -80,9 +82,11 @@ impl Segments {
         }
     }
 
-    pub(crate) fn dead(&mut self, number: u64, len: u32) {
+    /// `len` bytes in a segment are superseded by the record `lsn` or an earlier one.
+    pub(crate) fn dead(&mut self, number: u64, len: u32, lsn: u64) {
         if let Some(segment) = self.all.get_mut(&number) {
             segment.live = segment.live.saturating_sub(u64::from(len));
+            segment.dead_lsn = segment.dead_lsn.max(lsn);
         }
     }
 
@@ -107,7 +111,7 @@ pub(crate) fn create(
     file.sync()?;
     disk.sync_dir("log")?;
     write_head(disk, seed, first.unwrap_or(number), number)?;
-    Ok((number, Segment { file, capacity, live: 0 }))
+    Ok((number, Segment { file, capacity, live: 0, dead_lsn: 0 }))
 }
 
 /// How far zeroes must reach before a batch that ends at `end` is written; `None` = far enough.

@@ -145,15 +145,17 @@ impl GroupLog {
 }
 
 impl Inner {
-    /// Removes slots that `cut` takes, with their accounting.
+    /// Removes slots that `cut` takes, with their accounting. Call after the record that removes them was queued.
     pub(crate) fn drop_slots(&mut self, key: Key, cut: impl FnOnce(&mut GroupLog) -> Vec<Slot>) {
+        // The record that says so was queued just before.
+        let lsn = self.next_lsn - 1;
         let Some(group) = self.groups.get_mut(&key) else { return };
         for slot in cut(group) {
             if slot.cached.is_some() {
                 self.cached_bytes = self.cached_bytes.saturating_sub(slot.size);
             }
             if let Some((mark, len)) = slot.at {
-                self.segments.dead(mark.segment, len);
+                self.segments.dead(mark.segment, len, lsn);
             }
         }
     }
