@@ -78,6 +78,26 @@ fn check_sqlite(at: &Path, journal: &str) -> Result<String> {
     Ok(out)
 }
 
+/// Directories near the root spread over the partitions; moving and linking between them crosses partitions from every
+/// side.
+fn cross(at: &Path) -> Result<()> {
+    const WAYS: usize = 9;
+    for i in 0..WAYS {
+        for j in 0..3 {
+            fs::create_dir_all(at.join(format!("cross{i}/sub{j}")))?;
+            fs::write(at.join(format!("cross{i}/sub{j}/file")), format!("{i} {j}"))?;
+        }
+    }
+    for i in 0..WAYS {
+        let (from, to) = (at.join(format!("cross{i}")), at.join(format!("cross{}", (i + 1) % WAYS)));
+        fs::rename(from.join("sub0"), to.join(format!("moved{i}")))?;
+        fs::rename(from.join("sub1/file"), to.join(format!("file{i}")))?;
+        fs::hard_link(to.join(format!("file{i}")), from.join(format!("link{i}")))?;
+        fs::remove_dir(from.join("sub1"))?;
+    }
+    Ok(())
+}
+
 /// `fusefs volume show --json` lists operations and transactions of every partition.
 fn partitions(stack: &Stack, volume: &str) -> Result<Vec<(u64, u64, u64)>> {
     let show: serde_json::Value = serde_json::from_str(&stack.fusefs(&["volume", "show", volume, "--json"])?)?;
@@ -100,6 +120,7 @@ fn main_job_survives_the_loss_of_everything() -> Result<()> {
     let tree = at.join("tree");
     fs::create_dir(&tree)?;
     sh(&tree, "cp", &["-a", &format!("{}/.", source.path().display()), "."])?;
+    cross(&at)?;
     git(&at, &tree)?;
     cargo_build(&at)?;
     let databases = [("delete", sqlite(&at, "delete")?), ("wal", sqlite(&at, "wal")?)];
