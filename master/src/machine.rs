@@ -21,9 +21,8 @@ impl Machine for MasterMachine {
     type Reply = Applied;
 
     fn apply(&mut self, _: LogPos, payload: &[u8]) -> Result<Applied, Stop> {
-        let command = Command::decode(payload).map_err(|_| {
-            Stop("a command of the masters' log is unknown to this binary: upgrade it".to_owned())
-        })?;
+        let command = Command::decode(payload)
+            .map_err(|_| Stop("a command of the masters' log is unknown to this binary: upgrade it".to_owned()))?;
         Ok(Arc::make_mut(&mut self.state).apply(&command))
     }
 

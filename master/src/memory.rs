@@ -87,8 +87,7 @@ impl Memory {
             return false;
         }
         let moved = known.is_none_or(|k| k.replica != r.replica || k.node != node);
-        let report =
-            LeaderReport { replica: r.replica, node, term: r.term, usage: r.usage, inos_left: r.inos_left };
+        let report = LeaderReport { replica: r.replica, node, term: r.term, usage: r.usage, inos_left: r.inos_left };
         self.leaders.insert(r.partition, report);
         moved
     }

@@ -2,11 +2,7 @@
 
 use crate::outside::{Outside, Unreachable};
 use async_trait::async_trait;
-use fusefs_proto::{
-    convert,
-    master::v1::master_client::MasterClient,
-    metanode::v1::metanode_client::MetanodeClient,
-};
+use fusefs_proto::{convert, master::v1::master_client::MasterClient, metanode::v1::metanode_client::MetanodeClient};
 use fusefs_types::{
     cluster::{MasterCall, MasterRefusal, MasterReply, NodeCall, NodeReply},
     limits,

@@ -16,8 +16,12 @@ pub struct Unreachable(pub String);
 #[async_trait]
 pub trait Outside: Send + Sync + 'static {
     /// An order to the metanode at `addr`.
-    async fn node(&self, addr: &str, envelope: Envelope, call: NodeCall)
-    -> Result<Result<NodeReply, Refusal>, Unreachable>;
+    async fn node(
+        &self,
+        addr: &str,
+        envelope: Envelope,
+        call: NodeCall,
+    ) -> Result<Result<NodeReply, Refusal>, Unreachable>;
     /// Forwards a call to the master at `addr`, which must not forward it again.
     async fn master(
         &self,

@@ -1,7 +1,10 @@
 //! A master as a process: token, data directory, one port, and an orderly end.
 
 use crate::{
-    Core, GrpcOutside, Settings, SettingsError, http, log::Log, raft::{MASTERS, RaftLog, master_node}, rpc::MasterRpc,
+    Core, GrpcOutside, Settings, SettingsError, http,
+    log::Log,
+    raft::{MASTERS, RaftLog, master_node},
+    rpc::MasterRpc,
 };
 use fusefs_raft_host::{CREDENTIAL_METADATA, GrpcNet, GrpcServer, GrpcSettings, HostError, RealDisk, Timers};
 use fusefs_types::{Clock, FsError, Rng, auth::ClusterToken, limits};
@@ -81,12 +84,8 @@ impl Server {
             node: master_node(index),
             credential: token.as_ref().map(ClusterToken::credential),
         });
-        let raft = fusefs_raft_host::Components {
-            disk,
-            net,
-            clock: components.clock.clone(),
-            rng: components.rng.clone(),
-        };
+        let raft =
+            fusefs_raft_host::Components { disk, net, clock: components.clock.clone(), rng: components.rng.clone() };
         let log = RaftLog::open(peers, index, Timers::default(), raft).await.map_err(host)?;
         let core = Core::new(
             settings.clone(),

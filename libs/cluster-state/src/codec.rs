@@ -226,9 +226,7 @@ pack_struct!(Token { attach, incarnation });
 pack_struct!(RangeKey { ino, sub });
 pack_struct!(KeyRange { start, end });
 pack_struct!(ProbeCheck { name, ok, required, detail });
-pack_struct!(StoreRecord {
-    id, name, kind, endpoint, region, bucket, prefix, path_style, credential, probe,
-});
+pack_struct!(StoreRecord { id, name, kind, endpoint, region, bucket, prefix, path_style, credential, probe });
 pack_struct!(NodeRecord { id, addr, host, capacity, memory, feature_level });
 pack_struct!(VolumeSpec { name, store, capacity, inodes, partitions, replicas, labels });
 

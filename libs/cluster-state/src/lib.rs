@@ -13,9 +13,9 @@ mod snapshot;
 pub mod valid;
 mod view;
 
-pub use view::store_place;
 pub use command::{Applied, Command, Outcome, Reject};
 pub use snapshot::SnapshotError;
+pub use view::store_place;
 
 use codec::pack_struct;
 use fusefs_types::{
@@ -44,8 +44,19 @@ pub struct ClusterState {
 }
 
 pack_struct!(ClusterState {
-    cluster, next_volume, next_partition, next_replica, next_store, nodes, stores, volumes, partitions, sessions,
-    sweeps, doomed, attachments,
+    cluster,
+    next_volume,
+    next_partition,
+    next_replica,
+    next_store,
+    nodes,
+    stores,
+    volumes,
+    partitions,
+    sessions,
+    sweeps,
+    doomed,
+    attachments,
 });
 
 impl Default for ClusterState {

@@ -66,7 +66,7 @@ impl Load<'_> {
     /// counts, then the id, which makes the result a function of the input.
     fn key(&self) -> (u64, u32, u32, NodeId) {
         let c = self.candidate;
-        let tenths = if c.memory == 0 { 0 } else { c.memory_used.saturating_mul(10) / c.memory };
+        let tenths = c.memory_used.saturating_mul(10).checked_div(c.memory).unwrap_or(0);
         (tenths, self.replicas, self.leaders, c.node)
     }
 }
@@ -114,7 +114,7 @@ fn redundancy(candidates: &[Candidate], plan: &[Vec<NodeId>]) -> String {
     let by_id: BTreeMap<NodeId, &Candidate> = candidates.iter().map(|c| (c.node, c)).collect();
     let hosts_of = |nodes: &Vec<NodeId>| nodes.iter().filter_map(|n| by_id.get(n)).map(|c| c.host.as_str()).collect();
     let replicas = plan.first().map_or(0, Vec::len);
-    let hosts = plan.iter().map(|nodes| hosts_of(nodes)).map(|h: BTreeSet<&str>| h.len()).min().unwrap_or(0);
+    let hosts = plan.iter().map(hosts_of).map(|h: BTreeSet<&str>| h.len()).min().unwrap_or(0);
     if replicas <= 1 {
         let nodes: BTreeSet<&NodeId> = plan.iter().flatten().collect();
         let names: Vec<&str> = nodes.iter().filter_map(|n| by_id.get(*n)).map(|c| c.addr.as_str()).take(3).collect();

@@ -134,8 +134,20 @@ pub struct Doomed {
 }
 
 pack_struct!(Volume {
-    id, spec, store, state, capacity, inodes, replicas, hash_key, redundancy, partitions, next_range, generation,
-    created_ns, served,
+    id,
+    spec,
+    store,
+    state,
+    capacity,
+    inodes,
+    replicas,
+    hash_key,
+    redundancy,
+    partitions,
+    next_range,
+    generation,
+    created_ns,
+    served,
 });
 pack_struct!(Grant { range, generation });
 pack_struct!(Partition { id, volume, members, ranges, undelivered });

@@ -5,9 +5,7 @@ use crate::{
     memory::Memory,
 };
 use fusefs_cluster_state::{ClusterState, record::Volume};
-use fusefs_types::{
-    cluster::{ClusterInfo, MasterReply, NodeStatus, VolumeState},
-};
+use fusefs_types::cluster::{ClusterInfo, MasterReply, NodeStatus, VolumeState};
 
 impl Core {
     pub(super) async fn info(&self) -> Step<MasterReply> {
@@ -92,7 +90,10 @@ fn volume_problems(s: &ClusterState, memory: &Memory, nodes: &[NodeStatus], v: &
     }
     for r in memory.nodes.values().flat_map(|seen| &seen.heartbeat.replicas) {
         if !r.failed.is_empty() && v.partitions.contains(&r.partition) {
-            out.push(format!("volume {name}: replica {} of partition {} stopped: {}", r.replica, r.partition, r.failed));
+            out.push(format!(
+                "volume {name}: replica {} of partition {} stopped: {}",
+                r.replica, r.partition, r.failed
+            ));
         }
     }
 }

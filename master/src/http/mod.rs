@@ -136,7 +136,11 @@ async fn readyz(State(core): State<Arc<Core>>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn metrics(State(core): State<Arc<Core>>, headers: HeaderMap, Query(wait): Query<Wait>) -> Result<String, Failure> {
+async fn metrics(
+    State(core): State<Arc<Core>>,
+    headers: HeaderMap,
+    Query(wait): Query<Wait>,
+) -> Result<String, Failure> {
     core.authenticate(&envelope(&headers, &wait))?;
     Ok(crate::metrics::text(&core))
 }
@@ -155,12 +159,7 @@ async fn stores(State(core): State<Arc<Core>>, headers: HeaderMap, Query(wait): 
     }
 }
 
-async fn add_store(
-    State(core): State<Arc<Core>>,
-    headers: HeaderMap,
-    Query(wait): Query<Wait>,
-    body: Bytes,
-) -> Answer {
+async fn add_store(State(core): State<Arc<Core>>, headers: HeaderMap, Query(wait): Query<Wait>, body: Bytes) -> Answer {
     let store: json::NewStore = parse(&core, &headers, &wait, &body)?;
     match call(&core, &headers, &wait, MasterCall::AddStore(store.record()?)).await? {
         MasterReply::Store(store) => Ok(Json(json::store(&store))),

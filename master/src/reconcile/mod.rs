@@ -16,6 +16,11 @@ use futures::future::BoxFuture;
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 
+/// Another member may answer what this one refused: it does not lead, is away, or has lost its replica.
+fn elsewhere(e: FsError) -> bool {
+    matches!(e, FsError::NotLeader | FsError::Unavailable | FsError::TimedOut | FsError::NotFound)
+}
+
 /// Kinds of work, each with its own loop, so that a slow sweep delays no creation.
 type Pass = for<'a> fn(&'a Core) -> BoxFuture<'a, ()>;
 
@@ -53,9 +58,8 @@ impl Core {
             return;
         }
         let mut memory = self.memory.lock();
-        let gone: Vec<_> = self.view(|s| {
-            memory.renewed.keys().filter(|id| s.session(**id).is_none()).copied().collect()
-        });
+        let gone: Vec<_> =
+            self.view(|s| memory.renewed.keys().filter(|id| s.session(**id).is_none()).copied().collect());
         gone.iter().for_each(|id| {
             memory.renewed.remove(id);
         });
@@ -80,7 +84,7 @@ impl Core {
             tried.push(addr.clone());
             match self.order(&addr, volume, call.clone()).await {
                 Ok(reply) => return Ok(reply),
-                Err(r) if matches!(r.error, FsError::NotLeader | FsError::Unavailable | FsError::TimedOut) => {
+                Err(r) if elsewhere(r.error) => {
                     if let Some(next) = r.leader.clone().filter(|l| !tried.contains(l)) {
                         queue.insert(0, next);
                     }

@@ -86,9 +86,8 @@ impl Core {
     async fn grant_ranges(&self) {
         let low: Vec<PartitionId> = {
             let memory = self.memory.lock();
-            let low = |p: &PartitionId| {
-                memory.leaders.get(p).is_some_and(|l| l.inos_left < self.settings.range_low_water)
-            };
+            let low =
+                |p: &PartitionId| memory.leaders.get(p).is_some_and(|l| l.inos_left < self.settings.range_low_water);
             self.view(|s| {
                 let ready = s.volumes().filter(|v| v.state == VolumeState::Ready);
                 let all = ready.flat_map(|v| v.partitions.iter().copied()).filter(low);

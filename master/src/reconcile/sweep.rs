@@ -57,8 +57,7 @@ impl Core {
         for p in partitions {
             self.referenced(p, sweep.session, &mut referenced).await?;
         }
-        let keys: Vec<String> =
-            found.iter().filter(|id| !referenced.contains(*id)).map(ObjectId::key).collect();
+        let keys: Vec<String> = found.iter().filter(|id| !referenced.contains(*id)).map(ObjectId::key).collect();
         for page in keys.chunks(PAGE as usize) {
             store.delete(page).await.map_err(|e| format!("deleting objects: {e}"))?;
         }
@@ -105,10 +104,8 @@ async fn list_shard(store: Arc<dyn ObjectStore>, prefix: String) -> Result<Vec<O
     let mut found = Vec::new();
     let mut after: Option<String> = None;
     loop {
-        let page = store
-            .list(&prefix, after.as_deref(), PAGE as usize)
-            .await
-            .map_err(|e| format!("listing objects: {e}"))?;
+        let page =
+            store.list(&prefix, after.as_deref(), PAGE as usize).await.map_err(|e| format!("listing objects: {e}"))?;
         found.extend(page.iter().filter_map(|(key, _)| ObjectId::parse(key)));
         if page.len() < PAGE as usize {
             return Ok(found);

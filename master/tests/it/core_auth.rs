@@ -2,12 +2,7 @@
 
 use crate::fake::*;
 use bytes::Bytes;
-use fusefs_types::{
-    FsError, PartitionId, SessionId, Token, VolumeId,
-    auth::ClusterToken,
-    cluster::*,
-    ops::Envelope,
-};
+use fusefs_types::{FsError, PartitionId, SessionId, Token, VolumeId, auth::ClusterToken, cluster::*, ops::Envelope};
 
 fn every_call(volume: VolumeId, session: SessionId) -> Vec<MasterCall> {
     let t = Token::default();
@@ -67,8 +62,7 @@ async fn strangers_get_nothing_and_sessions_only_their_own() {
             assert_eq!(r.as_ref().unwrap_err().error, FsError::Unauthenticated, "{call:?}: {r:?}");
         }
     }
-    let own =
-        Envelope { credential: mine.secret.clone(), session: mine.session, volume: v.id, ..Envelope::default() };
+    let own = Envelope { credential: mine.secret.clone(), session: mine.session, volume: v.id, ..Envelope::default() };
     for call in every_call(v.id, other.session).into_iter().chain([MasterCall::GetMap(VolumeId(v.id.0 + 1))]) {
         if call == MasterCall::GetMap(v.id) {
             continue;

@@ -19,11 +19,8 @@ async fn a_store_is_probed_marked_and_added_once() {
 #[tokio::test(start_paused = true)]
 async fn unusable_stores_are_refused_with_the_reason() {
     let rig = Rig::start(&[], quick_settings(), None).await;
-    let dir = StoreRecord {
-        kind: StoreKind::Dir,
-        endpoint: "/proc/fusefs-no-such-directory".into(),
-        ..memory_store("st")
-    };
+    let dir =
+        StoreRecord { kind: StoreKind::Dir, endpoint: "/proc/fusefs-no-such-directory".into(), ..memory_store("st") };
     let r = rig.refused(MasterCall::AddStore(dir)).await;
     assert!(r.error == FsError::Invalid && r.message.contains("/proc/fusefs-no-such-directory"), "{r:?}");
     let mine = memory_store("claimed");
@@ -49,8 +46,7 @@ async fn named_credentials_come_from_the_masters_directory() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("good.toml"), "access_key = 'AK'\nsecret_key = 'SK-very-secret'\n").unwrap();
     std::fs::write(dir.path().join("bad.toml"), "access_key = 'AK'\nsecret = 'SK-very-secret'\n").unwrap();
-    let settings =
-        fusefs_master::Settings { credentials_dir: Some(dir.path().to_owned()), ..quick_settings() };
+    let settings = fusefs_master::Settings { credentials_dir: Some(dir.path().to_owned()), ..quick_settings() };
     let rig = Rig::start(&[], settings, None).await;
     let store = |credential: &str| StoreRecord {
         kind: StoreKind::S3,

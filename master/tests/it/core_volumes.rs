@@ -17,7 +17,10 @@ async fn a_volume_is_created_once_and_says_its_redundancy() {
     let rig = Rig::start(&["a", "b", "c", "d"], quick_settings(), None).await;
     rig.store("st").await;
     let v = rig.volume("vol").await;
-    assert_eq!((v.state, v.replicas, v.redundancy.as_str()), (VolumeState::Ready, 3, "3 replicas on 3 hosts: survives 1 node"));
+    assert_eq!(
+        (v.state, v.replicas, v.redundancy.as_str()),
+        (VolumeState::Ready, 3, "3 replicas on 3 hosts: survives 1 node")
+    );
     assert_eq!(rig.volume("vol").await.id, v.id, "the same request again");
     let other = VolumeSpec { capacity: 5, ..spec("vol") };
     let r = rig.refused(MasterCall::CreateVolume(other)).await;

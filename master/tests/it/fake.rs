@@ -84,9 +84,7 @@ pub struct FakeNodes(pub Mutex<Fake>);
 impl Fake {
     fn leads(&self, addr: &str, p: PartitionId) -> Option<bool> {
         let spec = self.nodes[addr].replicas.values().find(|r| r.partition == p)?;
-        let up = |m: &&Member| {
-            self.nodes.get(&m.addr).is_some_and(|n| !n.down && n.replicas.contains_key(&m.replica))
-        };
+        let up = |m: &&Member| self.nodes.get(&m.addr).is_some_and(|n| !n.down && n.replicas.contains_key(&m.replica));
         Some(spec.members.iter().find(up).is_some_and(|m| m.addr == addr))
     }
 
@@ -170,8 +168,7 @@ impl Rig {
         let log = Solo::new("127.0.0.1:7300");
         let nodes = Arc::new(FakeNodes::default());
         nodes.0.lock().inos_left = 1 << 40;
-        let core =
-            Core::new(settings, token.clone(), log.clone(), nodes.clone(), TestClock::new(), TestRng::new(42));
+        let core = Core::new(settings, token.clone(), log.clone(), nodes.clone(), TestClock::new(), TestRng::new(42));
         let mut rig = Rig { core, log, nodes, token, tasks: Vec::new() };
         for (host, id) in hosts.iter().zip(1u128..) {
             let addr = format!("{host}:{}", 7400 + id);

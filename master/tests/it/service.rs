@@ -9,15 +9,11 @@ use fusefs_proto::{
     raft::v1::{PeerFrame, peer_client::PeerClient},
 };
 use fusefs_types::{FsError, Hlc, NodeId, auth::ClusterToken, cluster::*, ops};
-use std::{
-    path::Path,
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::Path, pin::Pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     runtime::{Builder, Runtime},
+    time::Instant,
 };
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -50,9 +46,7 @@ impl Master {
                 // The port and the directory of a killed predecessor are free when its last task is gone.
                 Err(e) if Instant::now() < end => {
                     eprintln!("master {i} waits: {e}");
-                    runtime.block_on(tokio::time::sleep_until(
-                        tokio::time::Instant::now() + Duration::from_millis(100),
-                    ));
+                    runtime.block_on(tokio::time::sleep_until(Instant::now() + Duration::from_millis(100)));
                 }
                 Err(e) => panic!("master {i}: {e}"),
             }
@@ -316,7 +310,10 @@ fn people_use_http_and_strangers_get_nothing() {
         assert_eq!(http(addr, "DELETE", "/v1/volumes/vol", t, "").await.0, 409);
         assert_eq!(http(addr, "DELETE", &format!("/v1/sessions/{}", g.session), t, "").await.0, 204);
         let (_, metrics) = http(addr, "GET", "/metrics", t, "").await;
-        assert!(metrics.contains("fusefs_master_leader 1") && metrics.contains("error=\"Unauthenticated\""), "{metrics}");
+        assert!(
+            metrics.contains("fusefs_master_leader 1") && metrics.contains("error=\"Unauthenticated\""),
+            "{metrics}"
+        );
         let (_, body) = http(addr, "GET", "/v1/cluster", t, "").await;
         assert!(body.contains("host1") && body.contains("\"name\":\"vol\""), "{body}");
         assert_eq!(http(addr, "DELETE", "/v1/volumes/vol", t, "").await.0, 204);

@@ -154,10 +154,9 @@ fn from_reply(reply: Reply) -> FsResult<MasterReply> {
         Reply::Lease(l) => MasterReply::Lease(l.lease_ms, l.map_generation),
         Reply::Attached(t) => MasterReply::Attached(from_token(Some(t))),
         Reply::Sessions(s) => MasterReply::Sessions(list(s.sessions, LIST_MAX, from_session_status)?),
-        Reply::StoreAccess(a) => MasterReply::StoreAccess(
-            from_store_record(need(a.store)?)?,
-            from_store_credentials(need(a.credentials)?)?,
-        ),
+        Reply::StoreAccess(a) => {
+            MasterReply::StoreAccess(from_store_record(need(a.store)?)?, from_store_credentials(need(a.credentials)?)?)
+        }
     })
 }
 

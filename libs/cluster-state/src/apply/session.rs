@@ -115,7 +115,8 @@ impl ClusterState {
 
     /// Removes an ended session once every partition knows; what it may have left behind is swept later.
     fn finish_session(&mut self, id: SessionId, at_ns: u64) {
-        let done = |s: &Session| s.ending.as_ref().filter(|e| e.pending.is_empty()).map(|e| e.revoked || e.leftovers > 0);
+        let done =
+            |s: &Session| s.ending.as_ref().filter(|e| e.pending.is_empty()).map(|e| e.revoked || e.leftovers > 0);
         let Some(sweep) = self.sessions.get(&id).and_then(done) else { return };
         let Some(s) = self.sessions.remove(&id) else { return };
         let store = self.volumes.get(&s.volume).map(|v| v.store);

@@ -145,9 +145,7 @@ fn commands(s: &ClusterState, g: &Gen, at_ns: u64) -> Vec<Command> {
             Command::ReplaceVolume(ReplaceVolume { volume: id, generation, placement, redundancy: "again".into() })
         }
         Gen::Ready(v) => Command::VolumeReady(volume(v)),
-        Gen::Expand(n, c) => {
-            Command::ExpandVolume(ExpandVolume { name: NAMES[*n].into(), capacity: *c, inodes: 0 })
-        }
+        Gen::Expand(n, c) => Command::ExpandVolume(ExpandVolume { name: NAMES[*n].into(), capacity: *c, inodes: 0 }),
         Gen::Delete(n, force) => Command::DeleteVolume(DeleteVolume { name: NAMES[*n].into(), force: *force, at_ns }),
         Gen::Gone(v) => Command::VolumeGone(volume(v)),
         Gen::Destroyed(i) => Command::ReplicasDestroyed(vec![pick(s.doomed().map(|d| d.0), i)]),
@@ -180,12 +178,9 @@ fn commands(s: &ClusterState, g: &Gen, at_ns: u64) -> Vec<Command> {
             Command::AttachSession(Attach { session: session(i), partition: partition(p), token: token(*t) })
         }
         Gen::Fence(i, t) => Command::Fence(Fence { session: session(i), token: token(*t) }),
-        Gen::End(i, t, leftovers) => Command::EndSession(EndSession {
-            session: session(i),
-            token: t.map(token),
-            leftovers: *leftovers,
-            at_ns,
-        }),
+        Gen::End(i, t, leftovers) => {
+            Command::EndSession(EndSession { session: session(i), token: t.map(token), leftovers: *leftovers, at_ns })
+        }
         Gen::Told(i, p) => {
             let id = session(i);
             let pending = s.session(id).and_then(|x| x.ending.clone()).map(|e| e.pending).unwrap_or_default();
@@ -243,10 +238,13 @@ fn check_volumes(s: &ClusterState) {
         if v.state != VolumeState::Deleting {
             assert!(names.insert(&v.spec.name), "two live volumes named {}", v.spec.name);
         }
-        assert_eq!(s.ready_volume(&v.spec.name).map(|r| r.state), match v.state {
-            VolumeState::Ready => Some(VolumeState::Ready),
-            _ => s.ready_volume(&v.spec.name).map(|r| r.state).filter(|_| v.state == VolumeState::Deleting),
-        });
+        assert_eq!(
+            s.ready_volume(&v.spec.name).map(|r| r.state),
+            match v.state {
+                VolumeState::Ready => Some(VolumeState::Ready),
+                _ => s.ready_volume(&v.spec.name).map(|r| r.state).filter(|_| v.state == VolumeState::Deleting),
+            }
+        );
         assert!(v.served || v.state != VolumeState::Ready);
         let map = s.map(v.id, |_| None).unwrap();
         assert_eq!(map.partitions.len(), v.partitions.len());
@@ -279,7 +277,8 @@ fn check_step(before: &ClusterState, after: &ClusterState, command: &Command, ap
     }
     for old in before.sessions() {
         let Some(new) = after.session(old.id) else {
-            let ending = matches!(command, Command::EndSession(_) | Command::SessionEnded(_) | Command::DeleteVolume(_));
+            let ending =
+                matches!(command, Command::EndSession(_) | Command::SessionEnded(_) | Command::DeleteVolume(_));
             assert!(ending, "a session vanished: {command:?}");
             continue;
         };

@@ -5,14 +5,8 @@ use fusefs_types::{cluster::*, *};
 
 fn ready() -> ClusterState {
     let mut s = ClusterState::new();
-    let node = NodeRecord {
-        id: NodeId(1),
-        addr: "h:1".into(),
-        host: String::new(),
-        capacity: 0,
-        memory: 0,
-        feature_level: 1,
-    };
+    let node =
+        NodeRecord { id: NodeId(1), addr: "h:1".into(), host: String::new(), capacity: 0, memory: 0, feature_level: 1 };
     let store = StoreRecord {
         id: StoreId(1),
         name: "st".into(),
