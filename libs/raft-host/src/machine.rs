@@ -27,6 +27,11 @@ impl<R: Send + 'static> Proposers<R> {
         Proposers { senders: Mutex::new(Some(senders)), done }
     }
 
+    /// Not told yet.
+    pub(crate) fn waiting(&self) -> bool {
+        self.senders.lock().is_some()
+    }
+
     fn tell(&self, mut answers: impl Iterator<Item = Result<R, ProposeError>>) {
         let Some(senders) = self.senders.lock().take() else { return };
         for tx in senders {

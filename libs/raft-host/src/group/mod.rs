@@ -294,6 +294,9 @@ async fn follow_status<M: Machine>(weak: std::sync::Weak<Inner<M>>, mut metrics:
         let now = inner.status.borrow().clone();
         if now.is_leader != before.is_leader || now.term != before.term {
             inner.election.lock().changed();
+            if before.is_leader {
+                inner.fail_sent();
+            }
         }
         let waiting_ready = now.is_leader && !now.ready;
         drop(inner);

@@ -4,7 +4,7 @@ use super::{Group, Inner};
 use crate::{
     api::{Machine, ProposeError},
     machine::Proposers,
-    raft::Batch,
+    raft::{Batch, Waiters},
 };
 use bytes::Bytes;
 use fusefs_types::limits;
@@ -26,11 +26,13 @@ type Answer<R> = oneshot::Sender<Result<R, ProposeError>>;
 pub(crate) struct Queue<R> {
     waiting: VecDeque<(Bytes, Answer<R>)>,
     in_flight: usize,
+    /// Batches sent and perhaps not told yet.
+    sent: Vec<Weak<Proposers<R>>>,
 }
 
 impl<R> Default for Queue<R> {
     fn default() -> Self {
-        Queue { waiting: VecDeque::new(), in_flight: 0 }
+        Queue { waiting: VecDeque::new(), in_flight: 0, sent: Vec::new() }
     }
 }
 
@@ -91,16 +93,34 @@ impl<M: Machine> Inner<M> {
                 if queue.in_flight >= BATCHES_IN_FLIGHT || queue.waiting.is_empty() {
                     return;
                 }
+                let taken = take(&mut queue.waiting);
+                if taken.0.is_empty() {
+                    return;
+                }
                 queue.in_flight += 1;
-                take(&mut queue.waiting)
+                taken
             };
             self.counters.entries.fetch_add(1, Ordering::Relaxed);
             let weak = Arc::downgrade(self);
             let done = Box::new(move || batch_done(&weak));
             let waiters = Arc::new(Proposers::new(senders, done));
+            {
+                let mut queue = self.queue.lock();
+                queue.sent.retain(|old| old.upgrade().is_some_and(|p| p.waiting()));
+                queue.sent.push(Arc::downgrade(&waiters));
+            }
             let batch = Batch { payloads, waiters: Some(waiters) };
             // Only queues in RaftCore's channel. When the core is gone, the dropped responder tells the proposers.
             let _ = self.raft.client_write_ff(batch).now_or_never();
+        }
+    }
+
+    /// Tells everybody whose batch is on its way that the outcome is unknown. openraft forgets proposals of an earlier
+    /// leadership that come back inside a snapshot; without this their batches would fill the way for ever.
+    pub(crate) fn fail_sent(&self) {
+        let sent = std::mem::take(&mut self.queue.lock().sent);
+        for waiters in sent.iter().filter_map(Weak::upgrade) {
+            waiters.fail(ProposeError::Unavailable);
         }
     }
 

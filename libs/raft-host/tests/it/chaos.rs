@@ -19,6 +19,9 @@ use std::{
 };
 use tokio::time::Instant;
 
+/// Seeds that once found a bug: 222 a proposal of an earlier leadership that came back inside a snapshot.
+const FOUND_BUGS: [u64; 1] = [222];
+
 type Table = Arc<Mutex<Vec<Option<Group<Journal>>>>>;
 
 /// What clients know.
@@ -186,9 +189,9 @@ async fn history(seed: u64, planted: Planted) -> (u64, usize, u64) {
 #[test]
 fn chaos_loses_nothing_and_reads_nothing_stale() {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    let seeds = match number("FUSEFS_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("FUSEFS_SEEDS").unwrap_or(60),
+    let seeds: Vec<u64> = match number("FUSEFS_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("FUSEFS_SEEDS").unwrap_or(60)).chain(FOUND_BUGS).collect(),
     };
     let (mut acked, mut reads) = (0, 0);
     for seed in seeds {
