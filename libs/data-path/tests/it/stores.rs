@@ -4,7 +4,7 @@ use bytes::Bytes;
 use fusefs_data_path::{
     object::{
         DirStore, FaultPlan, Faulty, MemoryStore, ObjectStore, PutMode, RetryPolicy, Retrying, StoreError, join_prefix,
-        open, probe, probe_record,
+        open, probe,
     },
     testing::store_suite,
 };
@@ -151,6 +151,7 @@ async fn an_unreachable_s3_server_is_named_quickly() {
     let mut r = record(StoreKind::S3, &format!("http://127.0.0.1:{port}"));
     (r.bucket, r.path_style) = ("b".into(), true);
     let c = StoreCredentials { access_key: "k".into(), secret_key: "s".into(), ..StoreCredentials::default() };
+    use fusefs_data_path::object::probe_record;
     let checks = probe_record(&r, &c, 1).await;
     assert!(checks[0].detail.contains("cannot be reached"), "{checks:?}");
     r.endpoint = "127.0.0.1:1".into();
