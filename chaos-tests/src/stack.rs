@@ -104,12 +104,19 @@ impl Stack {
 
     /// Environment of a command-line call against this cluster.
     fn env(&self) -> [(&'static str, String); 2] {
-        [("FUSEFS_MASTER", self.dir.master_addrs().join(",")), ("FUSEFS_TOKEN_FILE", self.dir.token_file().display().to_string())]
+        [
+            ("FUSEFS_MASTER", self.dir.master_addrs().join(",")),
+            ("FUSEFS_TOKEN_FILE", self.dir.token_file().display().to_string()),
+        ]
     }
 
     /// Runs `fusefs ARGS`; its output whatever the result.
     pub fn fusefs_raw(&self, args: &[&str]) -> Result<Output> {
-        Command::new(&self.program).args(args).envs(self.env()).output().with_context(|| format!("running fusefs {args:?}"))
+        Command::new(&self.program)
+            .args(args)
+            .envs(self.env())
+            .output()
+            .with_context(|| format!("running fusefs {args:?}"))
     }
 
     /// Runs `fusefs ARGS` and expects success; answers its standard output.
@@ -125,7 +132,8 @@ impl Stack {
         let n = self.clients.len();
         let mountpoint = self._tmp.path().join(format!("mnt{n}"));
         std::fs::create_dir_all(&mountpoint)?;
-        let mut args = vec!["mount".into(), volume.into(), mountpoint.display().to_string(), "--exit-with-parent".into()];
+        let mut args =
+            vec!["mount".into(), volume.into(), mountpoint.display().to_string(), "--exit-with-parent".into()];
         args.extend(options.iter().map(|s| (*s).to_owned()));
         let log = self.dir.root().join("log").join(format!("client-{n}.log"));
         let mut child = Child::new(&format!("client-{n}"), &self.program, args, None, &log)?;
@@ -209,9 +217,17 @@ fn detach(path: &Path) {
 
 /// Runs a program and expects success.
 pub fn sh(dir: &Path, program: &str, args: &[&str]) -> Result<String> {
-    let out = Command::new(program).args(args).current_dir(dir).output().with_context(|| format!("running {program}"))?;
+    let out =
+        Command::new(program).args(args).current_dir(dir).output().with_context(|| format!("running {program}"))?;
     let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    ensure!(out.status.success(), "{program} {args:?} in {} failed ({}):\n{}{}", dir.display(), out.status, text(&out.stdout), text(&out.stderr));
+    ensure!(
+        out.status.success(),
+        "{program} {args:?} in {} failed ({}):\n{}{}",
+        dir.display(),
+        out.status,
+        text(&out.stdout),
+        text(&out.stderr)
+    );
     Ok(text(&out.stdout))
 }
 

@@ -79,8 +79,13 @@ pub fn differences(want: &Manifest, have: &Manifest) -> Vec<String> {
 /// At least `files` source files from the cargo registry of this machine, copied into `to` with `cp -a` (fresh copies on
 /// a local disk, so that modes and times can be changed).
 pub fn source_tree(to: &Path, files: usize) -> Result<usize> {
-    let home = std::env::var("CARGO_HOME").map_or_else(|_| PathBuf::from(std::env::var("HOME").unwrap_or_default()).join(".cargo"), PathBuf::from);
-    let mut crates: Vec<_> = fs::read_dir(home.join("registry/src"))?.flatten().flat_map(|r| fs::read_dir(r.path()).into_iter().flatten().flatten()).map(|e| e.path()).collect();
+    let home = std::env::var("CARGO_HOME")
+        .map_or_else(|_| PathBuf::from(std::env::var("HOME").unwrap_or_default()).join(".cargo"), PathBuf::from);
+    let mut crates: Vec<_> = fs::read_dir(home.join("registry/src"))?
+        .flatten()
+        .flat_map(|r| fs::read_dir(r.path()).into_iter().flatten().flatten())
+        .map(|e| e.path())
+        .collect();
     crates.sort();
     let mut total = 0;
     for path in crates {

@@ -3,8 +3,8 @@
 use crate::cluster::Cluster;
 use crate::local::{Op, STEPS, assert_same, on_directory, random_op, tree_of_directory};
 use crate::rng::{Random, seeds};
-use fusefs_fuse_client::fuse::{MountError, MountSettings, Mounted, mount, mount_filesystem, mountinfo, passthrough};
 use fusefs_fuse_client::Settings;
+use fusefs_fuse_client::fuse::{MountError, MountSettings, Mounted, mount, mount_filesystem, mountinfo, passthrough};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;

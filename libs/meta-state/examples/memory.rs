@@ -90,7 +90,15 @@ impl Driver {
     }
     fn create(&mut self, parent: Ino, name: String, node: NewNode) -> Ino {
         let name = Name::new(name).expect("short");
-        match self.write(Write::Create(Create { parent, name, node, mode: 0o644, uid: 1000, gid: 1000, exclusive: true })) {
+        match self.write(Write::Create(Create {
+            parent,
+            name,
+            node,
+            mode: 0o644,
+            uid: 1000,
+            gid: 1000,
+            exclusive: true,
+        })) {
             WriteReply::Created { attr, .. } => attr.ino,
             other => panic!("{other:?}"),
         }
@@ -112,8 +120,10 @@ impl Driver {
     }
     fn extent(&mut self, ino: Ino, i: u64) {
         let id = ObjectId { session: SESSION, incarnation: Incarnation(1), counter: self.index };
-        let e = Extent { offset: 0, len: 30_000 + i % 1000, codec: 0, source: Source::Object { id, home: ino, skip: 0 } };
-        let file = CommitFile { ino, trunc_seq: 0, pieces: vec![Piece::Extent(e)], mtime: None, grow_to: 0, kill_priv: false };
+        let e =
+            Extent { offset: 0, len: 30_000 + i % 1000, codec: 0, source: Source::Object { id, home: ino, skip: 0 } };
+        let file =
+            CommitFile { ino, trunc_seq: 0, pieces: vec![Piece::Extent(e)], mtime: None, grow_to: 0, kill_priv: false };
         self.write(Write::Commit(Commit { files: vec![file] }));
     }
     fn churn(&mut self, made: &[(Ino, u64)]) {
@@ -174,7 +184,11 @@ fn main() -> Result<(), FsError> {
         let took = start.elapsed();
         let own = made.capacity() as u64 * 16;
         let per_file = |d: &Driver| (LIVE.load(Relaxed) - before - own) / d.p.usage().inodes;
-        println!("{files} files {case}: {} B/file, {:.2} us/operation", per_file(&d), took.as_micros() as f64 / d.index as f64);
+        println!(
+            "{files} files {case}: {} B/file, {:.2} us/operation",
+            per_file(&d),
+            took.as_micros() as f64 / d.index as f64
+        );
         d.longest = [Duration::ZERO; 2];
         let start = Instant::now();
         let frozen = d.p.freeze();

@@ -65,7 +65,9 @@ impl Partition {
             report.problems.push(format!("{place}: cookie {:x} is not its hash", key.cookie));
         }
         match self.t.inodes.get(&d.ino) {
-            Some(inode) if inode.kind != d.kind => report.problems.push(format!("{place}: type differs from inode {}", d.ino)),
+            Some(inode) if inode.kind != d.kind => {
+                report.problems.push(format!("{place}: type differs from inode {}", d.ino))
+            }
             Some(_) => {}
             None if self.owns(d.ino) => report.problems.push(format!("{place}: inode {} does not exist", d.ino)),
             None => report.names_of_others.push((d.ino, key.parent, d.kind)),

@@ -104,7 +104,8 @@ pub struct Attr {
     pub btime: Time,
     /// Version: HLC stamp of the last change.
     pub change: Hlc,
-    /// Number of truncations that shrank the file; commits carry the one they saw.
+    /// Files: number of truncations that shrank the file; commits carry the one they saw. Directories: entry version, the
+    /// number of commands that changed its entries (each counts once), with which a client proves that it missed nothing.
     pub trunc_seq: u64,
     /// Inode flags (chattr), 0 for now.
     pub flags: u32,

@@ -2,10 +2,8 @@
 //! `cluster-state` keeps them, `meta-client` and `metanode` ask for them, the HTTP API shows them as JSON.
 
 use crate::{
-    ClusterId, FsError, Ino, NodeId, PartitionId, ReplicaId, SessionId, StoreId, Token, VolumeId,
-    ids::MountId,
-    key::KeyRange,
-    ops::PartitionUsage,
+    ClusterId, FsError, Ino, NodeId, PartitionId, ReplicaId, SessionId, StoreId, Token, VolumeId, ids::MountId,
+    key::KeyRange, ops::PartitionUsage,
 };
 use bytes::Bytes;
 

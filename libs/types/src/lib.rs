@@ -7,6 +7,7 @@ pub mod attr;
 pub mod auth;
 pub mod cluster;
 pub mod env;
+pub mod envelope;
 pub mod error;
 pub mod extent;
 pub mod hlc;

@@ -96,9 +96,10 @@ impl Part {
             Part::Topology => Ino::ROOT.into(),
             Part::Remove { parent, .. } | Part::Insert { parent, .. } => (*parent).into(),
             Part::MakeDirectory { near, .. } => *near,
-            Part::AddLink { ino } | Part::DropLink { ino } | Part::RemoveDirectory { ino } | Part::Moved { ino, .. } => {
-                (*ino).into()
-            }
+            Part::AddLink { ino }
+            | Part::DropLink { ino }
+            | Part::RemoveDirectory { ino }
+            | Part::Moved { ino, .. } => (*ino).into(),
         }
     }
 }

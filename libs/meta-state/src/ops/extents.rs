@@ -50,7 +50,8 @@ impl Partition {
         self.meta.bytes += e.len;
         let mut e_all = e;
         let mut birth = cx.stamp;
-        if let Some((k, before)) = e.offset.checked_sub(1).and_then(|o| self.t.extents.floor(&ExtentKey { ino, offset: o }))
+        if let Some((k, before)) =
+            e.offset.checked_sub(1).and_then(|o| self.t.extents.floor(&ExtentKey { ino, offset: o }))
             && k.ino == ino
             && continues(&before.at(k.offset), &e)
         {
@@ -151,7 +152,10 @@ impl Partition {
             Some(object) if object.dead.is_some() || object.home != home => Err(FsError::Invalid),
             Some(_) => Ok(()),
             None => {
-                let own = cx.caller.as_ref().is_some_and(|c| id.session == c.session && id.incarnation == c.token.incarnation);
+                let own = cx
+                    .caller
+                    .as_ref()
+                    .is_some_and(|c| id.session == c.session && id.incarnation == c.token.incarnation);
                 if own && self.owns(home) { Ok(()) } else { Err(FsError::Invalid) }
             }
         }

@@ -62,11 +62,7 @@ impl Record for StoredExtent {
         let (len, codec, birth) = (g.u64()?, g.u16()?, Hlc(g.u64()?));
         let source = match g.u8()? {
             1 => Source::Object {
-                id: ObjectId {
-                    session: SessionId(g.u128()?),
-                    incarnation: Incarnation(g.u32()?),
-                    counter: g.u64()?,
-                },
+                id: ObjectId { session: SessionId(g.u128()?), incarnation: Incarnation(g.u32()?), counter: g.u64()? },
                 home: Ino(g.u64()?),
                 skip: g.u64()?,
             },

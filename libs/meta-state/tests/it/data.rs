@@ -186,7 +186,14 @@ fn one_commit_of_many_files() {
         files: files
             .iter()
             .enumerate()
-            .map(|(i, ino)| CommitFile { ino: *ino, trunc_seq: 0, pieces: pieces(i as u64), mtime: None, grow_to: 0, kill_priv: false })
+            .map(|(i, ino)| CommitFile {
+                ino: *ino,
+                trunc_seq: 0,
+                pieces: pieces(i as u64),
+                mtime: None,
+                grow_to: 0,
+                kill_priv: false,
+            })
             .collect(),
     };
     r.write(Write::Commit(all(&|i| vec![piece(0, 10, 1, i * 10)]))).unwrap();

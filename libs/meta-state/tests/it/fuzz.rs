@@ -1,8 +1,12 @@
 //! Random bytes to every decoder: an error or a record that encodes to the same bytes, never a panic.
 
-use fusefs_meta_state::{Partition, record::*};
 use fusefs_meta_state::record::wire::Wire;
-use fusefs_types::{Attr, ops::{Write, WriteReply}, txn::{Part, PartReply}};
+use fusefs_meta_state::{Partition, record::*};
+use fusefs_types::{
+    Attr,
+    ops::{Write, WriteReply},
+    txn::{Part, PartReply},
+};
 use proptest::prelude::*;
 
 fn record<R: Record>(bytes: &[u8]) {

@@ -477,7 +477,11 @@ impl Run {
             assert_eq!((a.kind, a.mode, (a.uid, a.gid)), (node.kind, node.mode, node.ids), "{node:?}");
             assert_eq!((a.nlink, a.size, a.parent), (node.nlink, size, node.parent), "{node:?}");
             assert_eq!(([a.atime, a.mtime, a.ctime, a.btime], a.change), (node.times, node.change), "{node:?}");
-            assert_eq!((a.has_xattr, a.trunc_seq), (!node.xattrs.is_empty(), node.truncations.len() as u64 + node.entries_version), "{node:?}");
+            assert_eq!(
+                (a.has_xattr, a.trunc_seq),
+                (!node.xattrs.is_empty(), node.truncations.len() as u64 + node.entries_version),
+                "{node:?}"
+            );
             match node.kind {
                 FileKind::Regular => {
                     assert_eq!(self.rig.content(node.ino), node.data, "{node:?}");

@@ -67,7 +67,9 @@ fn symlinks_and_devices() {
     assert_eq!(err(r.create(ROOT, "t", NewNode::Symlink(long.clone()))), FsError::NameTooLong);
     assert_eq!(err(r.create(ROOT, "t", NewNode::Symlink(Bytes::new()))), FsError::NotFound);
     r.create(ROOT, "t", NewNode::Symlink(long.slice(1..))).unwrap();
-    for (i, kind) in [FileKind::Fifo, FileKind::Socket, FileKind::CharDevice, FileKind::BlockDevice].into_iter().enumerate() {
+    for (i, kind) in
+        [FileKind::Fifo, FileKind::Socket, FileKind::CharDevice, FileKind::BlockDevice].into_iter().enumerate()
+    {
         let a = r.create(ROOT, &format!("n{i}"), NewNode::Special(kind, 0x501)).unwrap();
         assert_eq!((a.kind, a.rdev), (kind, if i < 2 { 0 } else { 0x501 }));
     }
@@ -103,7 +105,9 @@ fn links() {
     let f = r.file(ROOT, "f");
     let d = r.mkdir(ROOT, "d");
     match r.link(f, d, "g").unwrap() {
-        WriteReply::Linked { attr, parent } => assert_eq!((attr.nlink, attr.ctime, parent.mtime), (2, attr.change.into(), attr.ctime)),
+        WriteReply::Linked { attr, parent } => {
+            assert_eq!((attr.nlink, attr.ctime, parent.mtime), (2, attr.change.into(), attr.ctime))
+        }
         other => panic!("{other:?}"),
     }
     assert_eq!(err(r.link(f, d, "g")), FsError::Exists);
@@ -128,8 +132,11 @@ fn setattr_fields() {
     let a = set(&mut r, SetAttr { kill_priv: true, ..SetAttr::default() }).unwrap();
     assert_eq!(a.mode, 0o2644, "set-gid without group execute is mandatory locking, not a privilege");
     let far = Time(i64::MAX);
-    let a = set(&mut r, SetAttr { atime: Some(SetTime::At(Time(-5))), mtime: Some(SetTime::At(far)), ..SetAttr::default() })
-        .unwrap();
+    let a = set(
+        &mut r,
+        SetAttr { atime: Some(SetTime::At(Time(-5))), mtime: Some(SetTime::At(far)), ..SetAttr::default() },
+    )
+    .unwrap();
     assert_eq!((a.atime, a.mtime, a.ctime), (Time(-5), far, r.stamp().into()));
     let a = set(&mut r, SetAttr { atime: Some(SetTime::Now), ..SetAttr::default() }).unwrap();
     assert_eq!((a.atime, a.mtime), (r.stamp().into(), far));
@@ -145,7 +152,12 @@ fn xattrs() {
     let mut r = Rig::new();
     let f = r.file(ROOT, "f");
     let set = |r: &mut Rig, n: &str, v: &[u8], mode| {
-        r.write(Write::SetXattr(SetXattr { ino: f, name: Bytes::copy_from_slice(n.as_bytes()), value: Bytes::copy_from_slice(v), mode }))
+        r.write(Write::SetXattr(SetXattr {
+            ino: f,
+            name: Bytes::copy_from_slice(n.as_bytes()),
+            value: Bytes::copy_from_slice(v),
+            mode,
+        }))
     };
     let get = |r: &Rig, n: &'static str| r.read(Read::GetXattr { ino: f, name: Bytes::from_static(n.as_bytes()) });
     assert!(!r.attr(f).has_xattr);
@@ -170,7 +182,10 @@ fn xattrs() {
         r.write(Write::RemoveXattr(RemoveXattr { ino: f, name: Bytes::copy_from_slice(n.as_bytes()) })).unwrap();
     }
     assert!(!r.attr(f).has_xattr);
-    assert_eq!(err(r.write(Write::RemoveXattr(RemoveXattr { ino: f, name: Bytes::from_static(b"user.a") }))), FsError::NoData);
+    assert_eq!(
+        err(r.write(Write::RemoveXattr(RemoveXattr { ino: f, name: Bytes::from_static(b"user.a") }))),
+        FsError::NoData
+    );
     r.clean();
 }
 
@@ -198,7 +213,15 @@ fn foreign_keys_are_wrong_range_and_plans_say_where() {
     assert_eq!(r.p.plan(&link), Plan::Transaction);
     assert_eq!(err(r.write(link)), FsError::Conflict, "a wrong plan changes nothing and is not remembered");
     let mk = |parent, s: &str| {
-        Write::Create(Create { parent, name: name(s), node: NewNode::Directory, mode: 0, uid: 0, gid: 0, exclusive: true })
+        Write::Create(Create {
+            parent,
+            name: name(s),
+            node: NewNode::Directory,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            exclusive: true,
+        })
     };
     assert_eq!(r.p.plan(&mk(ROOT, "d")), Plan::MaySpill { depth: 1 });
     let (d1, mut deep) = (r.mkdir(ROOT, "d"), ROOT);

@@ -30,7 +30,10 @@ fn types_and_flags() {
     assert_eq!(err(r.rename((ROOT, "d"), (ROOT, "full"), Replace)), FsError::NotEmpty);
     assert_eq!(err(r.rename((ROOT, "f"), (ROOT, "g"), NoReplace)), FsError::Exists);
     assert_eq!(err(r.rename((ROOT, "f"), (ROOT, "none"), Exchange)), FsError::NotFound);
-    assert_eq!(r.rename((ROOT, "full"), (ROOT, "d"), Replace), Ok(WriteReply::Renamed { ino: full, replaced: Some(d) }));
+    assert_eq!(
+        r.rename((ROOT, "full"), (ROOT, "d"), Replace),
+        Ok(WriteReply::Renamed { ino: full, replaced: Some(d) })
+    );
     assert_eq!((r.attr(d).nlink, r.attr(ROOT).nlink), (0, 3));
     let sub = r.mkdir(full, "sub");
     assert_eq!(r.rename((ROOT, "f"), (full, "sub"), Exchange), Ok(WriteReply::Renamed { ino: f, replaced: Some(sub) }));

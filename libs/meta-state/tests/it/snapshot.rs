@@ -9,7 +9,10 @@ pub fn round_trip(p: &Partition) -> Partition {
     p.write_to(&mut bytes).unwrap();
     let back = Partition::read_from(&mut &bytes[..]).unwrap();
     assert_eq!(back.digest(), p.digest());
-    assert_eq!((back.usage(), back.last(), back.inos_left(), back.ranges()), (p.usage(), p.last(), p.inos_left(), p.ranges()));
+    assert_eq!(
+        (back.usage(), back.last(), back.inos_left(), back.ranges()),
+        (p.usage(), p.last(), p.inos_left(), p.ranges())
+    );
     let mut again = vec![];
     back.write_to(&mut again).unwrap();
     let third = Partition::read_from(&mut &again[..]).unwrap();

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use fusefs_meta_state::{Applied, InternalReply, LogPos, Outcome, Partition, PartitionConfig, record::BlobKey};
 use fusefs_types::{
-    Attr, Extent, FsError, FsResult, Hlc, Ino, KeyRange, Name, ObjectId, PartitionId, SessionId, Source, Token, VolumeId,
+    Attr, Extent, FsError, FsResult, Hlc, Ino, KeyRange, Name, ObjectId, PartitionId, SessionId, Source, Token,
+    VolumeId,
     ids::{Incarnation, MountId, OpId, Origin},
     ops::*,
     txn::Internal,
@@ -148,7 +149,8 @@ impl Rig {
     }
     /// The bytes of a file as a client would assemble them.
     pub fn content(&self, ino: Ino) -> Vec<u8> {
-        let Ok(ReadReply::Extents { attr, extents, end, .. }) = self.read(Read::Extents { ino, offset: 0, len: u64::MAX })
+        let Ok(ReadReply::Extents { attr, extents, end, .. }) =
+            self.read(Read::Extents { ino, offset: 0, len: u64::MAX })
         else {
             panic!("extents")
         };
