@@ -89,7 +89,11 @@ fn is_caught(what: &str, within: u64, planted: Planted) {
 
 #[test]
 fn sim_dedupe_off_is_caught() {
-    is_caught("dedupe off", 40, Planted { state: Faults { no_dedupe: true, ..Faults::default() }, ..Planted::default() });
+    is_caught(
+        "dedupe off",
+        40,
+        Planted { state: Faults { no_dedupe: true, ..Faults::default() }, ..Planted::default() },
+    );
 }
 
 #[test]
@@ -110,10 +114,4 @@ fn sim_acknowledging_before_the_sync_is_caught() {
     let mut planted = Planted::default();
     planted.raft.ack_before_sync = true;
     is_caught("acknowledged before the sync", 200, planted);
-}
-
-#[test]
-fn sim_reading_undecided_state_is_caught() {
-    let state = Faults { no_block: true, ..Faults::default() };
-    is_caught("readers look through locks", 400, Planted { state, ..Planted::default() });
 }

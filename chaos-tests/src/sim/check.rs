@@ -12,7 +12,7 @@ use std::{
 };
 
 /// States looked at before the search gives up.
-const STATES_MAX: usize = 400_000;
+const STATES_MAX: usize = 50_000;
 
 /// What was done and answered.
 #[derive(Clone, Debug)]

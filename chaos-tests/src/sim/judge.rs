@@ -17,6 +17,7 @@ use fusefs_types::{
 };
 use std::{
     collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -31,8 +32,8 @@ async fn in_time<T>(what: &str, f: impl Future<Output = Result<T, String>>) -> R
     tokio::time::timeout(SETTLE, f).await.unwrap_or_else(|_| Err(format!("healed, but {what} does not end")))
 }
 
-/// Plays and judges one history.
-pub async fn history(world: &Arc<World>, plan: Plan) -> Result<(), String> {
+/// Plays and judges one history; its hash.
+pub async fn history(world: &Arc<World>, plan: Plan) -> Result<u64, String> {
     let book = Arc::<Book>::default();
     let mut workers = Vec::new();
     for n in 0..plan.clients {
@@ -67,16 +68,21 @@ pub async fn history(world: &Arc<World>, plan: Plan) -> Result<(), String> {
         in_time("the liveness phase", worker.last_words()).await?;
     }
     in_time("reading the tree", walk(&mut workers[0])).await?;
-    judge_history(world, &book)?;
+    let trace = judge_history(world, &book)?;
     for worker in &workers {
-        world.net.counts.more("calls of clients", worker.client.counters().total());
+        let calls: u64 =
+            worker.client.counters().snapshot().iter().filter(|(k, _)| **k != "master").map(|(_, n)| n).sum();
+        world.net.counts.more("calls", calls);
         worker.client.close(0).await.map_err(|e| format!("a session does not close: {}", e.message))?;
     }
+    let counts = &world.net.counts;
+    let operations = counts.get("mutations") + counts.get("questions");
+    counts.more("retries", counts.get("calls").saturating_sub(operations));
     in_time("coming to rest", at_rest(world)).await?;
     in_time("the replicas' agreement", agreement(world)).await?;
     match world.net.violations().first() {
         Some(first) => Err(first.clone()),
-        None => Ok(()),
+        None => Ok(trace),
     }
 }
 
@@ -90,20 +96,21 @@ async fn walk(worker: &mut Worker) -> Result<(), String> {
     Ok(())
 }
 
-fn judge_history(world: &World, book: &Book) -> Result<(), String> {
+fn judge_history(world: &World, book: &Book) -> Result<u64, String> {
     let mut events = lock(&book.events).clone();
     events.sort_by_key(|e| (e.from, e.to));
     match linearizable(&events) {
-        Verdict::Linearizable => {
-            world.net.counts.add("histories found linearizable");
-            Ok(())
+        Verdict::Linearizable => world.net.counts.add("histories found linearizable"),
+        Verdict::Unknown => world.net.counts.add("histories too hard to judge"),
+        Verdict::Impossible(at) => {
+            return Err(format!("not linearizable around event {at}:\n{}", excerpt(&events, at)));
         }
-        Verdict::Unknown => {
-            world.net.counts.add("histories too hard to judge");
-            Ok(())
-        }
-        Verdict::Impossible(at) => Err(format!("not linearizable around event {at}:\n{}", excerpt(&events, at))),
     }
+    let mut hash = DefaultHasher::new();
+    for event in &events {
+        brief(event).hash(&mut hash);
+    }
+    Ok(hash.finish())
 }
 
 fn excerpt(events: &[Event], at: usize) -> String {

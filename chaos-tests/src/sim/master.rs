@@ -94,15 +94,13 @@ impl Master {
                 Some(Some(_)) => Ok(MasterReply::Lease(limits::LEASE_MS, 1)),
                 _ => Err(refuse(FsError::Stale, "the session ended")),
             },
-            MasterCall::AttachSession(session, partition, token) => {
-                match lock(&self.0).sessions.get_mut(session) {
-                    Some(Some(attached)) => {
-                        attached.insert(*partition);
-                        Ok(MasterReply::Attached(*token))
-                    }
-                    _ => Err(refuse(FsError::Stale, "the session ended")),
+            MasterCall::AttachSession(session, partition, token) => match lock(&self.0).sessions.get_mut(session) {
+                Some(Some(attached)) => {
+                    attached.insert(*partition);
+                    Ok(MasterReply::Attached(*token))
                 }
-            }
+                _ => Err(refuse(FsError::Stale, "the session ended")),
+            },
             MasterCall::CloseSession(session, ..) => self.close(net, *session).await,
             _ => Err(refuse(FsError::NotSupported, "not in the script")),
         }
@@ -119,8 +117,7 @@ impl Master {
             let mut done = false;
             for node in (0..NODES).cycle().take(60 * NODES) {
                 let Some(live) = net.live(node) else { continue };
-                let envelope =
-                    Envelope { cluster: CLUSTER, volume: VOLUME, deadline_ms: 2_000, ..Envelope::default() };
+                let envelope = Envelope { cluster: CLUSTER, volume: VOLUME, deadline_ms: 2_000, ..Envelope::default() };
                 done = live.core.call(envelope, NodeCall::Command(partition, end.clone())).await.is_ok();
                 if done {
                     break;

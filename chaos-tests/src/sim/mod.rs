@@ -49,11 +49,48 @@ impl Plan {
 /// Longest virtual time of a seed.
 const LIMIT: Duration = Duration::from_secs(900);
 
+/// What a seed showed.
+#[derive(Default)]
+pub struct Outcome {
+    /// What happened how often.
+    pub counts: Counts,
+    /// Hash of everything that the clients did and heard: a seed has one.
+    pub trace: u64,
+}
+
 /// Plays one seed.
 ///
 /// # Errors
 /// What was wrong.
-pub fn run(plan: Plan) -> Result<Counts, String> {
+pub fn run(plan: Plan) -> Result<Outcome, String> {
+    watch_panics();
+    PANIC.take();
+    let outcome = run_alone(plan);
+    // A panic in a task of the runtime is swallowed there, and is a finding all the same.
+    match (outcome, PANIC.take()) {
+        (Ok(_), Some(panic)) => Err(format!("a task panicked: {panic}")),
+        (outcome, _) => outcome,
+    }
+}
+
+thread_local! {
+    /// First panic of this thread since the seed began.
+    static PANIC: std::cell::Cell<Option<String>> = const { std::cell::Cell::new(None) };
+}
+
+fn watch_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let first = PANIC.take().unwrap_or_else(|| info.to_string());
+            PANIC.set(Some(first));
+            before(info);
+        }));
+    });
+}
+
+fn run_alone(plan: Plan) -> Result<Outcome, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
@@ -67,14 +104,13 @@ pub fn run(plan: Plan) -> Result<Counts, String> {
     })
 }
 
-async fn play(plan: Plan) -> Result<Counts, String> {
+async fn play(plan: Plan) -> Result<Outcome, String> {
     let world = world::World::new(plan.seed, plan.planted).await?;
     let result = judge::history(&world, plan).await;
     world.end();
-    result?;
-    let counts = Counts::default();
-    counts.merge(&world.net.counts);
-    Ok(counts)
+    let outcome = Outcome { trace: result?, ..Outcome::default() };
+    outcome.counts.merge(&world.net.counts);
+    Ok(outcome)
 }
 
 /// Locks; a panic elsewhere is reported there.

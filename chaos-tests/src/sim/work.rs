@@ -230,6 +230,7 @@ impl Worker {
                 self.links.insert(ino, 1);
                 self.own.insert(at, ino);
                 // A file is born open.
+                self.world.net.counts.add("questions");
                 let client = self.client.clone();
                 tokio::spawn(async move { client.read(Read::Close { ino }).await });
                 Ok(())

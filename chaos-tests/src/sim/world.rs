@@ -143,7 +143,8 @@ impl World {
         let (start, rng) = (Instant::now(), SimRng::new(seed ^ 0x0c10_c000));
         let machine = |n: usize| {
             let clock = SimClock::new(start, rng.below(SKEW_NS));
-            let disk = SimDisk::new(Duration::from_micros(200 + 100 * n as u64));
+            // From a fast SSD to a slow one.
+            let disk = SimDisk::new(Duration::from_micros(200 + rng.below(4_000)));
             (n, Machine { disk, handler: None, clock, starts: 0 })
         };
         let world = Arc::new(World {
