@@ -72,8 +72,10 @@ impl Metanode {
                 Work::AskHolders { session, inos } => self.ask_holders(hosted, term, asked, session, inos).await,
                 Work::FreeOrphans(inos) => {
                     let freed = hosted.internal(Internal::FreeOrphans { inos }, Hlc(0)).await;
-                    // The next batch waits.
-                    hosted.slow_wake.notify_one();
+                    // The next batch waits. After an error the tick comes again: a refusal may take no time at all.
+                    if freed.is_ok() {
+                        hosted.slow_wake.notify_one();
+                    }
                     freed.map(|_| ()).map_err(|r| r.error)
                 }
                 Work::DeleteObjects(dead) => self.delete_dead(hosted, dead).await,
