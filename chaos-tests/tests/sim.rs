@@ -64,7 +64,7 @@ fn sim_two_hundred_seeds_are_linearizable_and_clean() {
     for fault in FAULTS {
         assert!(counts.get(fault) > 0, "in {count} seeds the fault {fault:?} never happened");
     }
-    for needed in ["dedupe hits", "transactions", "restarts", "retries", "questions"] {
+    for needed in ["checkpoints", "dedupe hits", "transactions", "restarts", "retries", "questions"] {
         assert!(counts.get(needed) > 0, "in {count} seeds there were no {needed}");
     }
     assert!(counts.get("histories too hard to judge") * 20 <= count, "the search gives up too often");

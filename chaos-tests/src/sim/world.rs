@@ -195,7 +195,7 @@ impl World {
             masters: vec!["master:1".into()],
             background_ms: 100,
             log_segment_bytes: 256 << 10,
-            checkpoint_bytes: 24 << 10,
+            checkpoint_bytes: 6 << 10,
             planted: self.planted,
             ..Settings::new("")
         };
@@ -227,6 +227,9 @@ impl World {
     /// Ends a node's process. With `power` its machine loses what was not synced, as that seed decides.
     pub fn kill(&self, node: usize, power: Option<u64>) {
         let Some(live) = self.net.leave(node) else { return };
+        for group in live.core.host().groups() {
+            self.net.counts.more("checkpoints", group.stats().checkpoints);
+        }
         live.life.cancel();
         self.raft.unregister(node_id(node));
         if let Some(machine) = lock(&self.machines).get_mut(&node) {
