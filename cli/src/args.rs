@@ -16,7 +16,7 @@ use std::path::PathBuf;
 )]
 pub struct Cli {
     /// What to log: error, warn, info, debug, or a filter such as `fusefs_metanode=debug`.
-    #[arg(long, global = true, env = "FUSEFS_LOG", default_value = "warn", value_name = "FILTER")]
+    #[arg(long, global = true, env = "FUSEFS_LOG", default_value = "warn,openraft=error", value_name = "FILTER")]
     pub log: String,
     /// Log as JSON lines.
     #[arg(long, global = true, env = "FUSEFS_LOG_JSON")]

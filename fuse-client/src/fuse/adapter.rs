@@ -371,8 +371,8 @@ impl Filesystem for Adapter {
         let op = |vfs: Arc<Vfs>, rq: Arc<Request>| async move { vfs.readdir(&rq, ino, fh.0, offset, true).await };
         self.run(rq, op, move |r| match r {
             Ok(page) => {
-                let mut items = (0..).map_while(|i| vfs.dir_item(&page, i, true));
-                while let Some(e) = items.next() {
+                let items = (0..).map_while(|i| vfs.dir_item(&page, i, true));
+                for e in items {
                     let (attr, ttl) =
                         e.entry.as_ref().map_or((no_inode(e.kind), Duration::ZERO), |known| root.entry(known));
                     if reply.add(root.node(e.ino), e.offset, os(&e.name), &ttl, &attr, GENERATION) {

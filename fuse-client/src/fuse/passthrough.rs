@@ -422,6 +422,7 @@ impl Filesystem for Passthrough {
         reply.ok();
     }
 
+    #[allow(clippy::unnecessary_cast)] // 32 bits wide on macOS
     fn statfs(&self, _rq: &fuser::Request, _ino: INodeNo, reply: ReplyStatfs) {
         answer!(reply, nix::sys::statvfs::statvfs(&self.base).map_err(io::Error::from), |s| reply.statfs(
             s.blocks() as u64,

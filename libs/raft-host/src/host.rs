@@ -198,10 +198,11 @@ impl<M: Machine> Host<M> {
         let raft = Raft::new(key.replica.0, config, Factory(Arc::clone(&links)), store, sm)
             .await
             .map_err(|e| HostError::Stopped(e.to_string()))?;
-        if spec.members.first().is_some_and(|m| m.replica == spec.replica) {
+        let first = spec.members.first().is_some_and(|m| m.replica == spec.replica);
+        if first && !raft.is_initialized().await.unwrap_or(true) {
             let nodes: BTreeMap<u64, PeerNode> =
                 spec.members.iter().map(|m| (m.replica.0, PeerNode::from(m))).collect();
-            // Refused unless the replica is fresh: this is what makes it idempotent.
+            // Refused unless the replica is fresh, which is checked above only to keep the library from logging an error.
             let _ = raft.initialize(nodes).await;
         }
         let group = Group::new(Parts {

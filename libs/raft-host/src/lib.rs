@@ -5,6 +5,8 @@
 //! [`Machine`], [`Group::read_barrier`] makes the next [`Group::read`] linearizable. See PROTOCOL §6 for the rules.
 
 mod api;
+#[doc(hidden)]
+pub mod bench;
 mod checkpoint;
 mod codec;
 mod disk;

@@ -118,10 +118,10 @@ impl RaftLogStorage<Types> for LogStore {
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
         for entry in &entries {
-            if let EntryPayload::Membership(m) = &entry.payload {
-                if m.get_joint_config().iter().any(|config| config.len() < 2) {
-                    self.solo.store(true, Ordering::Relaxed);
-                }
+            if let EntryPayload::Membership(m) = &entry.payload
+                && m.get_joint_config().iter().any(|config| config.len() < 2)
+            {
+                self.solo.store(true, Ordering::Relaxed);
             }
         }
         let lsn = self.log.append(self.key, entries).map_err(|e| write_error(&e))?;

@@ -7,7 +7,7 @@ use fusefs_types::{
     txn::{Part, PartReply},
 };
 
-fn answer<'a>(r: &'a TxnRecord, wanted: impl Fn(&Part) -> bool) -> Option<&'a PartReply> {
+fn answer(r: &TxnRecord, wanted: impl Fn(&Part) -> bool) -> Option<&PartReply> {
     r.parts.iter().find(|(part, _)| wanted(part)).and_then(|(_, (_, reply))| reply.as_ref())
 }
 

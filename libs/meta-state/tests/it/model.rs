@@ -336,7 +336,7 @@ impl Run {
             6 => NewNode::Symlink(Bytes::from(vec![b't'; 1 + x[1] as usize])),
             _ => NewNode::Special(FileKind::Fifo, 9),
         };
-        let (mode, exclusive) = (u16::from(x[1]) << 2, x[2] % 2 == 0);
+        let (mode, exclusive) = (u16::from(x[1]) << 2, x[2].is_multiple_of(2));
         let parent = self.m.nodes[d].ino;
         let c = Create { parent, name: name(a), node: node.clone(), mode, uid: 10, gid: 20, exclusive };
         if let Some((WriteReply::Created { attr, .. }, n)) =
@@ -395,7 +395,7 @@ impl Run {
     fn commit(&mut self, n: usize, x: [u8; 6]) {
         let pieces: Vec<_> = (0..x[0] % 3 + 1).map(|i| self.piece(usize::from(x[i as usize + 1]), x, i)).collect();
         let seen = self.m.nodes[n].truncations.len().saturating_sub(usize::from(x[2] % 3)) as u64;
-        let mtime = (x[1] % 2 == 0).then_some(if x[1] % 4 == 0 { Time(77) } else { Time(i64::MAX) });
+        let mtime = x[1].is_multiple_of(2).then_some(if x[1].is_multiple_of(4) { Time(77) } else { Time(i64::MAX) });
         let grow_to = u64::from(x[2]) * u64::from(x[1] % 2);
         let (real, model): (Vec<_>, Vec<_>) = pieces.into_iter().unzip();
         let ino = self.m.nodes[n].ino;
@@ -444,7 +444,7 @@ impl Run {
     fn xattr(&mut self, n: usize, x: [u8; 6]) {
         let key = format!("user.{}", x[3] % 3).into_bytes();
         let (ino, value) = (self.m.nodes[n].ino, vec![x[4]; usize::from(x[5])]);
-        if x[0] % 3 == 0 {
+        if x[0].is_multiple_of(3) {
             let w = Write::RemoveXattr(RemoveXattr { ino, name: key.clone().into() });
             self.both(w, |m| {
                 m.nodes[n].xattrs.remove(&key).ok_or(FsError::NoData)?;

@@ -50,6 +50,7 @@ pub trait Disk: Send + Sync + 'static {
 }
 
 /// An open file.
+#[allow(clippy::len_without_is_empty)] // a file of the log is never asked whether it is empty
 pub trait DiskFile: Send + Sync + 'static {
     /// Writes all of `data` at `offset`.
     ///

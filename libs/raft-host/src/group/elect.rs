@@ -174,10 +174,10 @@ impl<M: Machine> Inner<M> {
             let limit = self.settings.timers.lease / 2;
             tokio::spawn(async move {
                 let call = links.call(&to, PeerBody::PreVote(ask));
-                if let Ok(Ok(reply)) = tokio::time::timeout(limit, call).await {
-                    if matches!(reply.0, PeerAnswer::PreVote(true, _)) {
-                        let _ = tx.send(to.replica.0);
-                    }
+                if let Ok(Ok(reply)) = tokio::time::timeout(limit, call).await
+                    && matches!(reply.0, PeerAnswer::PreVote(true, _))
+                {
+                    let _ = tx.send(to.replica.0);
                 }
             });
         }

@@ -53,10 +53,10 @@ impl<M: Machine> Inner<M> {
         if matches!(reply, AppendReply::Success | AppendReply::PartialSuccess(_)) {
             // Nobody hears that these entries are here before they are on the disk.
             let gate = self.links.gate(upto);
-            if gate > 0 {
-                if let Err(e) = self.log.flushed(gate).await {
-                    return PeerAnswer::Refused(e.to_string());
-                }
+            if gate > 0
+                && let Err(e) = self.log.flushed(gate).await
+            {
+                return PeerAnswer::Refused(e.to_string());
             }
         }
         PeerAnswer::Append(reply)

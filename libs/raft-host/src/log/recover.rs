@@ -143,10 +143,10 @@ fn later_batch(seed: u32, segment: u64, data: &Bytes, stop: u64) -> bool {
         if bytes.len() < format::BATCH_HEADER {
             return false;
         }
-        if let Some(head) = format::check_batch_header(seed, Mark { segment, offset: at }, bytes) {
-            if (head.synced.segment, head.synced.offset) > (segment, stop) {
-                return true;
-            }
+        if let Some(head) = format::check_batch_header(seed, Mark { segment, offset: at }, bytes)
+            && (head.synced.segment, head.synced.offset) > (segment, stop)
+        {
+            return true;
         }
         at += 8;
     }

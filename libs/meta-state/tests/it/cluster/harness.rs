@@ -202,7 +202,7 @@ impl Cluster {
             other => return Err(format!("odd outcome {other:?}")),
         };
         if let Ok(InternalReply::Answer { op: Some(_), result }) = &reply {
-            self.count(format!("transaction: {}", result.as_ref().map_or_else(|e| format!("{e:?}"), |r| short(r))));
+            self.count(format!("transaction: {}", result.as_ref().map_or_else(|e| format!("{e:?}"), short)));
         }
         if let Ok(InternalReply::Answer { op: Some(txn), result }) = &reply
             && let Some((session, op)) = self.begun.get(txn).copied()
@@ -464,7 +464,7 @@ impl Cluster {
         let to = self.owner(write.route());
         let c = &self.clients[n];
         // Everything before the present operation has been answered.
-        let acks = if op.number > 1 && op.number % 3 == 0 {
+        let acks = if op.number > 1 && op.number.is_multiple_of(3) {
             vec![AckRange { mount: op.mount, origin: op.origin, first: 1, last: op.number - 1 }]
         } else {
             Vec::new()
