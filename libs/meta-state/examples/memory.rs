@@ -3,6 +3,10 @@
 //! `cargo run -p fusefs-meta-state --example memory -- [FILES]` (default 1,000,000), `--release` for the times. Prints a
 //! line per case: empty files made in directories of 1,000; files with one extent in an object; the same after a random
 //! 10 % were removed and made again (churn); then the longest single apply while a checkpoint holds the old root.
+//!
+//! The pause of a checkpoint is `freeze()` plus what the applies after it cost more: creates are timed one by one while
+//! another thread writes the frozen copy away, beside as many before the freeze. CPU is this thread's own time (what the
+//! design costs), wall includes whatever the machine did meanwhile.
 
 #![allow(clippy::disallowed_methods)] // a measurement reads the clock
 
@@ -13,6 +17,7 @@ use fusefs_types::{
     ops::*,
     txn::Internal,
 };
+use nix::time::{ClockId, clock_gettime};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -53,6 +58,8 @@ struct Driver {
     index: u64,
     /// Longest apply of a client's operation, and of an internal command (a batch of orphans).
     longest: [Duration; 2],
+    /// The same in CPU time, of internal commands only: they are few.
+    longest_internal: Duration,
 }
 
 impl Driver {
@@ -64,7 +71,7 @@ impl Driver {
             hash_key: [7; 16],
         };
         let p = Partition::new(config).expect("one good range");
-        let mut d = Driver { p, index: 0, longest: [Duration::ZERO; 2] };
+        let mut d = Driver { p, index: 0, longest: [Duration::ZERO; 2], longest_internal: Duration::ZERO };
         d.apply(Body::Internal(Internal::Attach { session: SESSION, token: token() }));
         d
     }
@@ -72,9 +79,12 @@ impl Driver {
         self.index += 1;
         let command = Command { stamp: Hlc(1_700_000_000_000_000_000 + self.index * 1000), level: 1, body };
         let internal = usize::from(matches!(command.body, Body::Internal(_)));
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), if internal == 1 { cpu_now() } else { Duration::ZERO });
         let applied = self.p.apply(LogPos { term: 1, index: self.index, n: 0 }, &command);
         self.longest[internal] = self.longest[internal].max(start.elapsed());
+        if internal == 1 {
+            self.longest_internal = self.longest_internal.max(cpu_now() - cpu);
+        }
         applied.outcome
     }
     fn write(&mut self, write: Write) -> WriteReply {
@@ -165,6 +175,110 @@ impl Driver {
     }
 }
 
+/// CPU time of this thread and wall time since some start.
+#[derive(Clone, Copy, Default)]
+struct Times {
+    cpu: Duration,
+    wall: Duration,
+}
+
+fn cpu_now() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Times) {
+    let (wall, cpu) = (Instant::now(), cpu_now());
+    let out = work();
+    (out, Times { cpu: cpu_now() - cpu, wall: wall.elapsed() })
+}
+
+/// Single creates, timed one by one.
+#[derive(Default)]
+struct Creates {
+    count: u64,
+    first: Times,
+    longest: Times,
+    total: Times,
+}
+
+impl Creates {
+    fn run(&mut self, d: &mut Driver, tag: &str) {
+        let dir = d.create(Ino::ROOT, format!("{tag}-{}", self.count), NewNode::Directory);
+        for i in 0..1000 {
+            let (_, t) = timed(|| d.create(dir, file_name(i), NewNode::File));
+            if self.count == 0 {
+                self.first = t;
+            }
+            self.count += 1;
+            self.longest.cpu = self.longest.cpu.max(t.cpu);
+            self.longest.wall = self.longest.wall.max(t.wall);
+            self.total.cpu += t.cpu;
+            self.total.wall += t.wall;
+        }
+    }
+
+    fn print(&self, what: &str) {
+        let mean = |d: Duration| d.as_nanos() as f64 / 1000.0 / self.count as f64;
+        println!(
+            "{} creates {what}: longest {:?} CPU, {:?} wall; mean {:.2} us CPU, {:.2} us wall; the first {:?} CPU, {:?} wall",
+            self.count,
+            self.longest.cpu,
+            self.longest.wall,
+            mean(self.total.cpu),
+            mean(self.total.wall),
+            self.first.cpu,
+            self.first.wall,
+        );
+    }
+}
+
+/// Cuts a checkpoint as a replica does: freezes between two applies, then applies on while a thread writes.
+fn checkpoint_pause(d: &mut Driver) {
+    let mut before = Creates::default();
+    for _ in 0..100 {
+        before.run(d, "before");
+    }
+    before.print("before the freeze");
+    let (frozen, freeze) = timed(|| d.p.freeze());
+    let mut beside = Creates::default();
+    let (bytes, wrote) = std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            let mut out = Counted(0);
+            let (result, t) = timed(|| frozen.write_to(&mut out));
+            result.map(|()| (out.0, t)).expect("counting does not fail")
+        });
+        while !writer.is_finished() || beside.count < 1000 {
+            beside.run(d, "beside");
+        }
+        writer.join().expect("the writer does not panic")
+    });
+    beside.print("while a checkpoint is written");
+    println!(
+        "checkpoint: freeze {:?} CPU, {:?} wall; {} MiB encoded in {:?} CPU, {:?} wall (no disk); \
+         longest pause = freeze + longest create: {:?} CPU, {:?} wall",
+        freeze.cpu,
+        freeze.wall,
+        bytes >> 20,
+        wrote.cpu,
+        wrote.wall,
+        freeze.cpu + beside.longest.cpu,
+        freeze.wall + beside.longest.wall,
+    );
+}
+
+/// Counts bytes.
+struct Counted(u64);
+
+impl std::io::Write for Counted {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        self.0 += data.len() as u64;
+        Ok(data.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 fn file_name(i: u64) -> String {
     format!("file-{i:08}.txt")
 }
@@ -189,13 +303,17 @@ fn main() -> Result<(), FsError> {
             per_file(&d),
             took.as_micros() as f64 / d.index as f64
         );
+        checkpoint_pause(&mut d);
         d.longest = [Duration::ZERO; 2];
         let start = Instant::now();
         let frozen = d.p.freeze();
         println!("freeze: {:?}", start.elapsed());
         d.churn(&made);
         let [client, internal] = d.longest;
-        println!("longest apply beside a frozen root: {client:?} of a client, {internal:?} of a batch of orphans");
+        println!(
+            "longest apply beside a frozen root: {client:?} of a client, {internal:?} ({:?} CPU) of a batch of orphans",
+            d.longest_internal
+        );
         drop(frozen);
         println!("after churn of 10 %: {} B/file", per_file(&d));
     }
