@@ -23,6 +23,12 @@ fn key(name: &Name) -> Vec<u8> {
     name.as_bytes().to_vec()
 }
 
+impl Default for Model {
+    fn default() -> Model {
+        Model::new()
+    }
+}
+
 impl Model {
     pub fn new() -> Model {
         let root = Node { dir: true, nlink: 2, parent: 1, entries: BTreeMap::new() };

@@ -199,7 +199,7 @@ impl Endpoint {
     /// A lost message: the caller hears of a broken connection, or nothing until it gives up.
     async fn lost<T>(&self, what: &'static str) -> Result<T, CallError> {
         self.net.counts.add(what);
-        if self.net.rng.next_u64() % 4 == 0 {
+        if self.net.rng.next_u64().is_multiple_of(4) {
             return std::future::pending().await;
         }
         pause_us(1_000 + self.net.rng.next_u64() % 200_000).await;
