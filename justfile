@@ -19,7 +19,7 @@ test:
 
 # seeded cluster simulation, more seeds: just sim 5000
 sim seeds="1000":
-    FUSEFS_SIM_SEEDS={{seeds}} cargo test -p fusefs-chaos-tests --test it sim_ -- --nocapture
+    FUSEFS_SIM_SEEDS={{seeds}} cargo test -p fusefs-chaos-tests --test sim -- --nocapture
 
 # a mounted fusefs with embedded defaults
 dev mountpoint="/tmp/fusefs":
