@@ -7,20 +7,36 @@ use fusefs_types::{
 };
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::{sync::Arc, time::Duration};
+use tokio::sync::Notify;
 
 /// Set when the application was interrupted; long waits look at it. A transport that cannot deliver interrupts (fuser)
 /// never sets it.
 #[derive(Clone, Debug, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(Arc<Bell>);
+
+#[derive(Debug, Default)]
+struct Bell {
+    raised: AtomicBool,
+    rung: Notify,
+}
 
 impl Interrupt {
     /// The application was interrupted.
     pub fn raise(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.raised.store(true, Ordering::Release);
+        self.0.rung.notify_waiters();
     }
     /// Whether it was.
     pub fn raised(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.raised.load(Ordering::Acquire)
+    }
+    /// Resolves when it was, at once if that is past.
+    pub async fn raised_wait(&self) {
+        let mut rung = std::pin::pin!(self.0.rung.notified());
+        rung.as_mut().enable();
+        if !self.raised() {
+            rung.await;
+        }
     }
 }
 

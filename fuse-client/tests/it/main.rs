@@ -3,6 +3,7 @@
 mod cache;
 mod cluster;
 mod local;
+mod locks;
 mod mounted;
 mod rng;
 mod tree;
