@@ -77,12 +77,21 @@ impl fusefs_meta_client::Holders for Answers {
     fn holds(&self, ino: Ino) -> bool {
         self.0.holds(ino)
     }
+    fn broken(&self, _addr: &str) {
+        self.0.stream_broken();
+    }
+    fn locks_freed(&self, inos: &[Ino]) {
+        self.0.locks_freed(inos);
+    }
 }
 
 #[async_trait]
 impl Meta for Remote {
     async fn write(&self, op: OpId, write: Write) -> FsResult<WriteReply> {
         self.0.write(op, write).await
+    }
+    async fn write_internal(&self, write: Write) -> FsResult<WriteReply> {
+        self.0.write_internal(write).await
     }
     async fn read(&self, read: Read) -> FsResult<ReadReply> {
         self.0.read(read).await

@@ -13,6 +13,7 @@ mod files;
 pub mod handle;
 mod handle_file;
 mod icache;
+mod locks;
 mod names;
 pub mod request;
 mod sink;
@@ -21,11 +22,12 @@ mod xattrs;
 
 pub use dcache::DENTRY_COST;
 pub use icache::INODE_COST;
+pub use locks::{FileLock, KernelCaches};
 pub use request::{Change, DirItem, Entry, FsStat, Interrupt, LockFlags, Lookup, Opened, Request};
 use sink::Sink;
 pub use space::{KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, ZERO_RANGE};
 
-use crate::{Meta, meta::Holders};
+use crate::Meta;
 use dcache::DentryCache;
 use dirs::Listings;
 use fusefs_data_path::{DataPath, ObjectStore};
@@ -67,6 +69,8 @@ pub struct Settings {
     pub soft: Option<Duration>,
     /// Refuse every change.
     pub read_only: bool,
+    /// An earlier process served this session: locks that it took are not known here yet.
+    pub resumed: bool,
 }
 
 impl Settings {
@@ -84,6 +88,7 @@ impl Settings {
             capacity: (0, 0),
             soft: None,
             read_only: false,
+            resumed: false,
         }
     }
     /// Splits a memory bound for cached metadata between inodes and names.
@@ -123,14 +128,9 @@ pub struct Vfs {
     names: DentryCache,
     open: Arc<OpenTable>,
     listings: Listings,
+    locks: Arc<locks::Locks>,
     hits: AtomicU64,
     misses: AtomicU64,
-}
-
-impl Holders for OpenTable {
-    fn holds(&self, ino: Ino) -> bool {
-        OpenTable::holds(self, ino)
-    }
 }
 
 impl Vfs {
@@ -159,9 +159,12 @@ impl Vfs {
     ) -> Vfs {
         let inodes = Arc::new(InodeCache::new(settings.inodes));
         let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
+        let close_timeout = data_settings.close_timeout;
         let data = DataPath::new(store, sink, clock.clone(), session, incarnation, data_settings);
         let open = Arc::new(open);
-        meta.set_holders(open.clone());
+        let locks = locks::Locks::new((meta.clone(), data.clone()), session, close_timeout, settings.resumed);
+        let listener = locks::Listener { open: open.clone(), locks: Arc::downgrade(&locks) };
+        meta.set_holders(Arc::new(listener));
         Vfs {
             names: DentryCache::new(settings.dentries),
             settings,
@@ -171,6 +174,7 @@ impl Vfs {
             inodes,
             open,
             listings: Listings::default(),
+            locks,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }
@@ -218,13 +222,6 @@ impl Vfs {
             self.meta.replied(op);
         }
     }
-
-    /// A request was read. Called before any step of it runs, and for all requests of an earlier process before
-    /// [`Vfs::resumed`] (PROTOCOL 16).
-    pub fn register(&self, _rq: &Request) {}
-
-    /// Every request that an earlier process of this mount read and did not answer has been registered.
-    pub fn resumed(&self) {}
 
     /// Commits everything that is dirty: before a clean unmount.
     pub async fn sync_all(&self) -> FsResult<()> {
