@@ -1,8 +1,10 @@
-//! Kernel adapters: fuser's callbacks on the vfs, mounting, and a passthrough file system for measuring.
+//! Kernel adapters: our own for Linux ([`kernel`]), fuser's callbacks on the vfs for other systems, mounting, and a passthrough file system for measuring.
 
 mod adapter;
 mod convert;
 mod flags;
+#[cfg(target_os = "linux")]
+pub mod kernel;
 mod mount;
 #[cfg(target_os = "linux")]
 pub mod mountinfo;
