@@ -1,10 +1,12 @@
-//! Kernel adapters: fuser's callbacks on the vfs, mounting, and a passthrough file system for measuring.
+//! Kernel adapters: our own for Linux ([`kernel`]), fuser's callbacks on the vfs for other systems, mounting, and a passthrough file system for measuring.
 
 mod adapter;
 mod convert;
 #[cfg(target_os = "linux")]
 pub mod device;
 mod flags;
+#[cfg(target_os = "linux")]
+pub mod kernel;
 mod mount;
 #[cfg(target_os = "linux")]
 pub mod mountinfo;
