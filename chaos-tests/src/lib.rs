@@ -1,5 +1,7 @@
 //! Test servers, workloads and drivers for whole clusters.
 
+#[cfg(target_os = "linux")]
+pub mod replay;
 pub mod s3double;
 pub mod sim;
 pub mod stack;
