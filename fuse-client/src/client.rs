@@ -99,6 +99,12 @@ impl Meta for Remote {
     fn replied(&self, op: OpId) {
         self.0.ack(op);
     }
+    fn begin_journal(&self) -> u64 {
+        self.0.next_journal_op().number
+    }
+    fn resume_journal(&self, unfinished: &[u64]) {
+        self.0.resume_journal(unfinished);
+    }
     fn set_holders(&self, holders: Arc<dyn Holders>) {
         self.0.set_holders(Arc::new(Answers(holders)));
     }

@@ -27,7 +27,10 @@ pub use space::{KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, ZERO_RANGE};
 use crate::{Meta, meta::Holders};
 use dcache::DentryCache;
 use dirs::Listings;
-use fusefs_data_path::{DataPath, ObjectStore};
+use fusefs_data_path::{
+    DataPath, ObjectStore,
+    journal::{JournalError, JournalSettings},
+};
 use fusefs_types::{
     Clock, FsError, FsResult, Ino, SessionId,
     ids::{Incarnation, MountId, OpId},
@@ -146,6 +149,33 @@ impl Vfs {
         let inodes = Arc::new(InodeCache::new(settings.inodes));
         let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
         let data = DataPath::new(store, sink, clock.clone(), session, incarnation, data_settings);
+        Self::over(settings, meta, data, clock, inodes)
+    }
+
+    /// As [`Vfs::new`] over a journal: acknowledged writes survive this process, and those of an earlier one are
+    /// visible when this returns. Errors: the journal cannot be read; the mount must be poisoned.
+    pub fn with_journal(
+        settings: Settings,
+        meta: Arc<dyn Meta>,
+        store: Arc<dyn ObjectStore>,
+        data_settings: fusefs_data_path::Settings,
+        clock: Arc<dyn Clock>,
+        owner: (SessionId, Incarnation),
+        journal: JournalSettings,
+    ) -> Result<Vfs, JournalError> {
+        let inodes = Arc::new(InodeCache::new(settings.inodes));
+        let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
+        let data = DataPath::with_journal(store, sink, clock.clone(), owner, data_settings, journal)?;
+        Ok(Self::over(settings, meta, data, clock, inodes))
+    }
+
+    fn over(
+        settings: Settings,
+        meta: Arc<dyn Meta>,
+        data: Arc<DataPath>,
+        clock: Arc<dyn Clock>,
+        inodes: Arc<InodeCache>,
+    ) -> Vfs {
         let open = Arc::new(OpenTable::default());
         meta.set_holders(open.clone());
         Vfs {
