@@ -463,7 +463,7 @@ impl Supervisor {
     /// The journal belongs to a session that is over: it is put aside for the administrator (PROTOCOL 40).
     fn park_journal(&mut self) {
         let session = self.store.bytes(names::PARK).map(|b| String::from_utf8_lossy(b).into_owned()).unwrap_or_default();
-        let fresh = journal::park(&self.dirs.state, &session).and_then(|parked| {
+        let fresh = fusefs_data_path::journal::park(&self.dirs.state).and_then(|parked| {
             eprintln!(
                 "fusefs: data of the ended session {session} could not be written to the volume; it is kept in {}\n\
                  see: fusefs journal list {}",

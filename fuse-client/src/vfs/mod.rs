@@ -28,7 +28,10 @@ pub use space::{KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, ZERO_RANGE};
 use crate::{Meta, meta::Holders};
 use dcache::DentryCache;
 use dirs::Listings;
-use fusefs_data_path::{DataPath, ObjectStore};
+use fusefs_data_path::{
+    DataPath, ObjectStore,
+    journal::{JournalError, JournalSettings},
+};
 use fusefs_types::{
     Clock, FsError, FsResult, Ino, SessionId,
     ids::{Incarnation, MountId, OpId, Origin},
@@ -160,6 +163,36 @@ impl Vfs {
         let inodes = Arc::new(InodeCache::new(settings.inodes));
         let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
         let data = DataPath::new(store, sink, clock.clone(), session, incarnation, data_settings);
+        Self::over(settings, meta, data, clock, inodes, open)
+    }
+
+    /// As [`Vfs::with_handles`] over a journal: acknowledged writes survive this process, and those of an earlier one are
+    /// visible when this returns. Errors: the journal cannot be read; the mount must be poisoned.
+    #[allow(clippy::too_many_arguments)] // one call, at the start of a mount
+    pub fn with_journal(
+        settings: Settings,
+        meta: Arc<dyn Meta>,
+        store: Arc<dyn ObjectStore>,
+        data_settings: fusefs_data_path::Settings,
+        clock: Arc<dyn Clock>,
+        owner: (SessionId, Incarnation),
+        open: OpenTable,
+        journal: JournalSettings,
+    ) -> Result<Vfs, JournalError> {
+        let inodes = Arc::new(InodeCache::new(settings.inodes));
+        let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
+        let data = DataPath::with_journal(store, sink, clock.clone(), owner, data_settings, journal)?;
+        Ok(Self::over(settings, meta, data, clock, inodes, open))
+    }
+
+    fn over(
+        settings: Settings,
+        meta: Arc<dyn Meta>,
+        data: Arc<DataPath>,
+        clock: Arc<dyn Clock>,
+        inodes: Arc<InodeCache>,
+        open: OpenTable,
+    ) -> Vfs {
         let open = Arc::new(open);
         meta.set_holders(open.clone());
         Vfs {
@@ -210,6 +243,7 @@ impl Vfs {
     /// Every request that an earlier process left unanswered has been registered.
     pub fn resumed(&self) {
         self.meta.resumed();
+        self.data.resumed();
     }
 
     /// The reply of this request reached the kernel: its stored replies may be dropped (PROTOCOL 16).

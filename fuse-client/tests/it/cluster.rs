@@ -86,6 +86,7 @@ impl Cluster {
             counts: Mutex::default(),
             leased: AtomicBool::new(true),
             renewed: tokio::sync::Notify::new(),
+            journal: AtomicU64::new(1),
         });
         self.state.lock().apply(&self.clock, Body::Internal(Internal::Attach { session, token }));
         let mut settings = Settings::new(MountId(session.0), Ino::ROOT);
@@ -161,6 +162,7 @@ pub struct FakeMeta {
     counts: Mutex<BTreeMap<&'static str, u64>>,
     leased: AtomicBool,
     renewed: tokio::sync::Notify,
+    journal: AtomicU64,
 }
 
 impl FakeMeta {
@@ -220,6 +222,10 @@ impl Meta for FakeMeta {
         }
     }
     fn replied(&self, _op: OpId) {}
+    fn begin_journal(&self) -> u64 {
+        self.journal.fetch_add(1, Ordering::Relaxed)
+    }
+    fn resume_journal(&self, _unfinished: &[u64]) {}
     fn set_holders(&self, holders: Arc<dyn Holders>) {
         self.cluster.holders.lock().insert(self.session, holders);
     }
