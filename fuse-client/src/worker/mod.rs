@@ -175,8 +175,7 @@ impl Worker {
             .map_err(step("serving the kernel"))?;
         self.steps.reached(Step::Resend);
         self.links.set_alive(turn_of(runtime));
-        let serving = Arc::new(serving);
-        stats::report(serving.clone(), vfs.clone());
+        stats::report(serving.shared_stats(), vfs.clone());
         self.tell(Phase::Serving)?;
         self.steps.reached(Step::Serving);
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || serving.wait()).await {

@@ -1,6 +1,6 @@
 //! Counters for tests: a client that is killed cannot be asked, so it leaves them behind.
 
-use crate::{Vfs, fuse::kernel::Serving};
+use crate::{Vfs, fuse::kernel::ServeStats};
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
@@ -12,14 +12,14 @@ const INTERVAL: Duration = Duration::from_millis(10);
 
 /// With `FUSEFS_STATS_DIR=DIR` writes `DIR/client-PID` every 10 ms: lines `NAME VALUE`. Counters of this process only, so
 /// the sum over all files is what happened to the mount.
-pub(super) fn report(serving: Arc<Serving>, vfs: Arc<Vfs>) {
+pub(super) fn report(stats: Arc<ServeStats>, vfs: Arc<Vfs>) {
     let Some(dir) = std::env::var_os("FUSEFS_STATS_DIR").map(PathBuf::from) else { return };
     let path = dir.join(format!("client-{}", std::process::id()));
     drop(tokio::spawn(async move {
         let mut turn = tokio::time::interval(INTERVAL);
         loop {
             turn.tick().await;
-            if let Err(error) = std::fs::write(&path, text(&serving, &vfs)) {
+            if let Err(error) = std::fs::write(&path, text(&stats, &vfs)) {
                 tracing::warn!(%error, "counters cannot be written");
                 return;
             }
@@ -27,8 +27,7 @@ pub(super) fn report(serving: Arc<Serving>, vfs: Arc<Vfs>) {
     }));
 }
 
-fn text(serving: &Serving, vfs: &Vfs) -> String {
-    let s = serving.stats();
+fn text(s: &ServeStats, vfs: &Vfs) -> String {
     let r = vfs.data().replayed();
     let counters = [
         ("requests", s.requests.load(Ordering::Relaxed)),

@@ -162,7 +162,6 @@ impl MetaClient {
             internal: AtomicU64::new((u64::from(grant.token.incarnation.0) << 32) | 1),
             acks: Mutex::new(Acks::new(mount, resuming)),
             journal: AtomicU64::new((u64::from(grant.token.incarnation.0) << 32) | 1),
-            acks: Mutex::new(Acks::new(mount)),
             refreshing: tokio::sync::Mutex::new(()),
             map_wanted: Notify::new(),
             grant,
