@@ -4,12 +4,14 @@ use crate::{
     Meta, Settings as VfsSettings, Vfs,
     fuse::{MountError, MountSettings, Mounted, mount},
     meta::Holders,
+    vfs::handle::OpenTable,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use fusefs_data_path::journal::{JournalError, JournalSettings};
 use fusefs_meta_client::{Components, MetaClient, Settings as MetaSettings};
 use fusefs_types::{
-    FsError, FsResult, Ino, SessionId, Token,
+    Clock, FsError, FsResult, Ino, SessionId, Token,
     cluster::{MasterRefusal, SessionRequest},
     ids::{Incarnation, MountId, OpId},
     ops::{PartitionUsage, Read, ReadReply, Write, WriteReply},
@@ -51,6 +53,9 @@ pub enum ClientError {
     /// The mount itself.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The journal cannot be read back.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
 }
 
 /// How a mount ended.
@@ -114,31 +119,89 @@ impl Meta for Remote {
     fn resumed(&self) {
         self.0.resumed();
     }
+    fn begin_journal(&self) -> u64 {
+        self.0.next_journal_op().number
+    }
+    fn resume_journal(&self, unfinished: &[u64]) {
+        self.0.resume_journal(unfinished);
+    }
     fn set_holders(&self, holders: Arc<dyn Holders>) {
         self.0.set_holders(Arc::new(Answers(holders)));
     }
 }
 
-/// Session and vfs without a kernel mount. Must be called inside a tokio runtime.
+/// Which session a client process opens or takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attach {
+    /// Kernel connection.
+    pub mount: MountId,
+    /// Session of the previous process, 0 = a new one.
+    pub session: SessionId,
+    /// Attach generation and number of this process.
+    pub token: Token,
+}
+
+/// Session and vfs without a kernel mount: a new session. Must be called inside a tokio runtime.
 pub async fn connect(
     settings: &ClientSettings,
     components: Components,
 ) -> Result<(Arc<MetaClient>, Arc<Vfs>), ClientError> {
+    let mount = MountId(components.rng.next_u128());
+    let token = Token { attach: 0, incarnation: Incarnation(1) };
+    connect_as(settings, components, Attach { mount, session: SessionId(0), token }).await
+}
+
+/// As [`connect`], with a session of a previous process.
+pub async fn connect_as(
+    settings: &ClientSettings,
+    components: Components,
+    attach: Attach,
+) -> Result<(Arc<MetaClient>, Arc<Vfs>), ClientError> {
+    let clock = components.clock.clone();
+    let meta = open_session(settings, components, attach).await?;
+    let vfs = file_system(settings, &meta, clock, attach, Kept::default())?;
+    Ok((meta, vfs))
+}
+
+/// Opens a session or takes one over.
+pub async fn open_session(
+    settings: &ClientSettings,
+    components: Components,
+    attach: Attach,
+) -> Result<Arc<MetaClient>, ClientError> {
     let mut meta_settings = MetaSettings::new(settings.masters.clone(), settings.credential.clone());
     meta_settings.io_timeout = settings.mount.io_timeout;
-    let (clock, mount_id) = (components.clock.clone(), MountId(components.rng.next_u128()));
     let request = SessionRequest {
         volume: settings.volume.clone(),
-        mount: mount_id,
-        session: SessionId(0),
-        token: Token { attach: 0, incarnation: Incarnation(1) },
+        mount: attach.mount,
+        session: attach.session,
+        token: attach.token,
         client: settings.name.clone(),
         read_only: settings.mount.read_only,
     };
-    let meta = MetaClient::connect(meta_settings, components, request).await.map_err(ClientError::Master)?;
+    MetaClient::connect(meta_settings, components, request).await.map_err(ClientError::Master)
+}
+
+/// What a mount keeps outside of its process.
+#[derive(Default)]
+pub struct Kept {
+    /// Table of open handles.
+    pub handles: OpenTable,
+    /// Journal; its lock is held and its incarnation begun. None = writes are acknowledged from memory.
+    pub journal: Option<JournalSettings>,
+}
+
+/// The file system of a session. Must be called inside a tokio runtime.
+pub fn file_system(
+    settings: &ClientSettings,
+    meta: &Arc<MetaClient>,
+    clock: Arc<dyn Clock>,
+    attach: Attach,
+    kept: Kept,
+) -> Result<Arc<Vfs>, ClientError> {
     let grant = meta.grant();
     let store = fusefs_data_path::object::open(&grant.store, &grant.credentials)?;
-    let mut vfs_settings = VfsSettings::new(mount_id, grant.root);
+    let mut vfs_settings = VfsSettings::new(attach.mount, grant.root);
     (vfs_settings.attr_validity, vfs_settings.entry_validity, vfs_settings.negative_validity) =
         (settings.validity, settings.validity, settings.validity);
     (vfs_settings.inodes, vfs_settings.dentries) = (settings.cache_inodes, settings.cache_inodes);
@@ -148,8 +211,11 @@ pub async fn connect(
     let mut data = settings.data.clone();
     data.conditional_put = grant.store.probe.iter().any(|c| c.name.starts_with("conditional") && c.ok);
     let owner = (grant.session, grant.token.incarnation);
-    let vfs = Vfs::new(vfs_settings, Arc::new(Remote(meta.clone())), store, data, clock, owner);
-    Ok((meta, Arc::new(vfs)))
+    let remote = Arc::new(Remote(meta.clone()));
+    Ok(Arc::new(match kept.journal {
+        None => Vfs::with_handles(vfs_settings, remote, store, data, clock, owner, kept.handles),
+        Some(journal) => Vfs::with_journal(vfs_settings, remote, store, data, clock, owner, kept.handles, journal)?,
+    }))
 }
 
 impl Client {

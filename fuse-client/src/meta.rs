@@ -42,6 +42,12 @@ pub trait Meta: Send + Sync + 'static {
     fn register(&self, _op: OpId, _resent: bool) {}
     /// Everything that an earlier process left unanswered is registered (PROTOCOL 16).
     fn resumed(&self) {}
+    /// Gives the number of the next journal operation and notes it as outstanding in one step, so that nothing above it
+    /// can be acknowledged before it.
+    fn begin_journal(&self) -> u64;
+    /// Journal operations of an earlier client process that will be sent again: outstanding from now on. Called before
+    /// the first [`Meta::begin_journal`] and before anything is acknowledged.
+    fn resume_journal(&self, unfinished: &[u64]);
     /// Registers who answers holder questions; called once, before the first operation.
     fn set_holders(&self, holders: Arc<dyn Holders>);
 }

@@ -2,6 +2,8 @@
 
 mod adapter;
 mod convert;
+#[cfg(target_os = "linux")]
+pub mod device;
 mod flags;
 #[cfg(target_os = "linux")]
 pub mod kernel;
@@ -11,4 +13,6 @@ pub mod mountinfo;
 pub mod passthrough;
 
 pub use adapter::Adapter;
+#[cfg(target_os = "linux")]
+pub use mount::{prepare_point, untouched_point};
 pub use mount::{MountError, MountSettings, Mounted, SUBTYPE, Unmounter, mount, mount_filesystem};

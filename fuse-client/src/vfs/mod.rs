@@ -30,7 +30,10 @@ pub use space::{KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, ZERO_RANGE};
 use crate::Meta;
 use dcache::DentryCache;
 use dirs::Listings;
-use fusefs_data_path::{DataPath, ObjectStore};
+use fusefs_data_path::{
+    DataPath, ObjectStore,
+    journal::{JournalError, JournalSettings},
+};
 use fusefs_types::{
     Clock, FsError, FsResult, Ino, SessionId,
     ids::{Incarnation, MountId, OpId, Origin},
@@ -161,6 +164,37 @@ impl Vfs {
         let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
         let close_timeout = data_settings.close_timeout;
         let data = DataPath::new(store, sink, clock.clone(), session, incarnation, data_settings);
+        Self::over(settings, meta, data, clock, (inodes, open), (session, close_timeout))
+    }
+
+    /// As [`Vfs::with_handles`] over a journal: acknowledged writes survive this process, and those of an earlier one are
+    /// visible when this returns. Errors: the journal cannot be read; the mount must be poisoned.
+    #[allow(clippy::too_many_arguments)] // one call, at the start of a mount
+    pub fn with_journal(
+        settings: Settings,
+        meta: Arc<dyn Meta>,
+        store: Arc<dyn ObjectStore>,
+        data_settings: fusefs_data_path::Settings,
+        clock: Arc<dyn Clock>,
+        owner: (SessionId, Incarnation),
+        open: OpenTable,
+        journal: JournalSettings,
+    ) -> Result<Vfs, JournalError> {
+        let inodes = Arc::new(InodeCache::new(settings.inodes));
+        let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
+        let close_timeout = data_settings.close_timeout;
+        let data = DataPath::with_journal(store, sink, clock.clone(), owner, data_settings, journal)?;
+        Ok(Self::over(settings, meta, data, clock, (inodes, open), (owner.0, close_timeout)))
+    }
+
+    fn over(
+        settings: Settings,
+        meta: Arc<dyn Meta>,
+        data: Arc<DataPath>,
+        clock: Arc<dyn Clock>,
+        (inodes, open): (Arc<InodeCache>, OpenTable),
+        (session, close_timeout): (SessionId, Duration),
+    ) -> Vfs {
         let open = Arc::new(open);
         let locks = locks::Locks::new((meta.clone(), data.clone()), session, close_timeout, settings.resumed);
         let listener = locks::Listener { open: open.clone(), locks: Arc::downgrade(&locks) };
@@ -214,6 +248,7 @@ impl Vfs {
     /// Every request that an earlier process left unanswered has been registered.
     pub fn resumed(&self) {
         self.meta.resumed();
+        self.data.resumed();
     }
 
     /// The reply of this request reached the kernel: its stored replies may be dropped (PROTOCOL 16).

@@ -102,6 +102,7 @@ impl Cluster {
             internal: AtomicU64::new((u64::from(incarnation.0) << 32) | 1),
             cut: AtomicBool::new(false),
             healed: tokio::sync::Notify::new(),
+            journal: AtomicU64::new(1),
         });
         self.internal(Internal::Attach { session, token });
         let mut settings = Settings::new(MountId(session.0), Ino::ROOT);
@@ -212,6 +213,7 @@ pub struct FakeMeta {
     internal: AtomicU64,
     cut: AtomicBool,
     healed: tokio::sync::Notify,
+    journal: AtomicU64,
 }
 
 impl FakeMeta {
@@ -291,6 +293,10 @@ impl Meta for FakeMeta {
         }
     }
     fn replied(&self, _op: OpId) {}
+    fn begin_journal(&self) -> u64 {
+        self.journal.fetch_add(1, Ordering::Relaxed)
+    }
+    fn resume_journal(&self, _unfinished: &[u64]) {}
     fn set_holders(&self, holders: Arc<dyn Holders>) {
         self.cluster.holders.lock().insert(self.session, holders);
     }

@@ -24,9 +24,15 @@ pub trait Wire: Sized {
 }
 
 /// Fingerprint of a request (PROTOCOL 15).
+///
+/// Of an append only inode and length count: a repetition may bring its bytes in another shape (an object where inline
+/// bytes were refused) or, after the client was killed, in another object.
 pub fn fingerprint(write: &Write) -> u64 {
     let mut bytes = Vec::with_capacity(128);
-    write.put(&mut bytes);
+    match write {
+        Write::Append(x) => Write::Append(Append { ino: x.ino, pieces: Vec::new(), len: x.len }).put(&mut bytes),
+        other => other.put(&mut bytes),
+    }
     let mut h = SipHasher13::new();
     h.write(&bytes);
     h.finish()
