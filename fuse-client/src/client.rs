@@ -208,6 +208,7 @@ pub fn file_system(
     vfs_settings.capacity = (grant.volume.capacity, grant.volume.inodes);
     vfs_settings.read_only = settings.mount.read_only;
     vfs_settings.soft = settings.mount.io_timeout;
+    vfs_settings.resumed = attach.token.incarnation.0 > 1;
     let mut data = settings.data.clone();
     data.conditional_put = grant.store.probe.iter().any(|c| c.name.starts_with("conditional") && c.ok);
     let owner = (grant.session, grant.token.incarnation);
