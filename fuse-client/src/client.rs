@@ -82,12 +82,21 @@ impl fusefs_meta_client::Holders for Answers {
     fn holds(&self, ino: Ino) -> bool {
         self.0.holds(ino)
     }
+    fn broken(&self, _addr: &str) {
+        self.0.stream_broken();
+    }
+    fn locks_freed(&self, inos: &[Ino]) {
+        self.0.locks_freed(inos);
+    }
 }
 
 #[async_trait]
 impl Meta for Remote {
     async fn write(&self, op: OpId, write: Write) -> FsResult<WriteReply> {
         self.0.write(op, write).await
+    }
+    async fn write_internal(&self, write: Write) -> FsResult<WriteReply> {
+        self.0.write_internal(write).await
     }
     async fn read(&self, read: Read) -> FsResult<ReadReply> {
         self.0.read(read).await
@@ -199,6 +208,7 @@ pub fn file_system(
     vfs_settings.capacity = (grant.volume.capacity, grant.volume.inodes);
     vfs_settings.read_only = settings.mount.read_only;
     vfs_settings.soft = settings.mount.io_timeout;
+    vfs_settings.resumed = attach.token.incarnation.0 > 1;
     let mut data = settings.data.clone();
     data.conditional_put = grant.store.probe.iter().any(|c| c.name.starts_with("conditional") && c.ok);
     let owner = (grant.session, grant.token.incarnation);

@@ -95,12 +95,7 @@ impl Vfs {
             return Ok(len);
         }
         check_size(offset, u64::from(len))?;
-        let cx = WriteContext {
-            trunc_seq: attr.trunc_seq,
-            kill_priv: false,
-            unique: rq.unique,
-            resent: rq.resent,
-        };
+        let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false, unique: rq.unique, resent: rq.resent };
         match self.data.try_write(ino, offset, &data, cx) {
             Some(done) => done?,
             None => self.data.write(ino, offset, data, cx).await?,
@@ -113,11 +108,13 @@ impl Vfs {
 
     /// close(2) of one descriptor. 0 RPCs when clean; else commits, at most for the close timeout, then EIO with the
     /// data kept (PROTOCOL 39).
-    pub async fn flush(&self, _rq: &Request, ino: Ino) -> FsResult<()> {
-        if self.data.dirty_attr(ino).is_none() {
-            return Ok(());
-        }
-        self.data.flush(ino).await
+    /// Then the fcntl locks of the closing process on the inode go (`rq.lock.owner`).
+    pub async fn flush(&self, rq: &Request, ino: Ino) -> FsResult<()> {
+        let since = tokio::time::Instant::now();
+        let clean = self.data.dirty_attr(ino).is_none();
+        let flushed = if clean { Ok(()) } else { self.data.flush(ino).await };
+        self.unlock_after_flush(rq, ino, since, flushed.is_ok()).await;
+        flushed
     }
 
     /// fsync(2), fdatasync(2): commits.

@@ -48,12 +48,7 @@ impl Vfs {
         if pieces.is_empty() && grow_to <= attr.size {
             return Ok(());
         }
-        let cx = WriteContext {
-            trunc_seq: attr.trunc_seq,
-            kill_priv: false,
-            unique: rq.unique,
-            resent: rq.resent,
-        };
+        let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false, unique: rq.unique, resent: rq.resent };
         let sent = self.now();
         let attr = self.data.commit_pieces(ino, pieces, grow_to, cx).await?;
         self.learn_attr(&attr, sent);

@@ -16,7 +16,7 @@ pub use steps::{STEPS, Step, Steps};
 use crate::{
     Vfs,
     client::{Attach, ClientError, ClientSettings, Kept, file_system, open_session},
-    fuse::kernel::{InitRecord, Recovery, ServeSettings, SlotFile, handshake, poison, serve},
+    fuse::kernel::{InitOptions, InitRecord, Recovery, ServeSettings, SlotFile, handshake_with, poison, serve},
     keeper::{Store, sys},
     supervise::{
         SLOTS_MODE, names,
@@ -170,9 +170,11 @@ impl Worker {
         let mut serving = ServeSettings::new(self.recovery(&init)?);
         (serving.readers, serving.io_timeout) = (settings.mount.readers, settings.mount.io_timeout);
         serving.close_timeout = settings.data.close_timeout;
+        serving.locks = Some(vfs.clone());
         let runtime = tokio::runtime::Handle::current();
         let serving = serve(self.device()?, init, resumed, vfs.clone(), runtime.clone(), serving)
             .map_err(step("serving the kernel"))?;
+        vfs.set_kernel_caches(Arc::new(serving.notifier()));
         self.steps.reached(Step::Resend);
         self.links.set_alive(turn_of(runtime));
         stats::report(serving.shared_stats(), vfs.clone());
@@ -192,7 +194,9 @@ impl Worker {
             if let Some(Err(error)) = vfs.data().journal().map(|j| j.make_void()) {
                 tracing::warn!(%error, "the journal cannot be marked as empty");
             }
-            if let Err(refusal) = meta.close(end.leftovers).await
+            // What earlier processes of this mount uploaded and did not commit is not counted anywhere.
+            let leftovers = end.leftovers.max(u64::from(meta.grant().token.incarnation.0 > 1));
+            if let Err(refusal) = meta.close(leftovers).await
                 && refusal.error != FsError::Stale
             {
                 tracing::warn!(reason = %refusal.message, "closing the session failed; the cluster ends it in time");
@@ -279,7 +283,9 @@ impl Worker {
         }
         let (device, links) = (self.device()?, self.links.clone());
         let shaking = tokio::task::spawn_blocking(move || {
-            handshake(device.as_fd(), |record| links.put(names::INIT, record.0.to_vec()))
+            handshake_with(device.as_fd(), InitOptions { locks: true }, |record| {
+                links.put(names::INIT, record.0.to_vec())
+            })
         });
         let shaken = shaking.await.unwrap_or_else(|e| Err(io::Error::other(e)));
         shaken.map_err(step("answering the kernel's INIT"))
