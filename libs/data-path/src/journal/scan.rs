@@ -141,6 +141,11 @@ pub(super) fn scan(files: &[&dyn Storage], header: &Header, mode: Mode) -> Resul
         heads.extend(SegmentHeader::decode(&bytes, header.mount).filter(|h| h.seq >= header.tail).map(|h| (h, i)));
     }
     heads.sort_by_key(|(h, _)| h.seq);
+    let next = heads.last().map_or(header.tail, |(h, _)| h.seq + 1);
+    if mode == Mode::SameBoot && headless(files, header, next)? {
+        let what = "a segment's head is damaged";
+        return Err(JournalError::Corrupt { segment: next, at: SEGMENT_AT, what });
+    }
     let mut out = Scan { lsn: header.void, ..Scan::default() };
     for (i, (head, file)) in heads.iter().enumerate() {
         let corrupt = |at, what| JournalError::Corrupt { segment: header.tail + i as u64, at, what };
@@ -163,6 +168,18 @@ pub(super) fn scan(files: &[&dyn Storage], header: &Header, mode: Mode) -> Resul
         drop_torn(files, &mut out)?;
     }
     Ok(out)
+}
+
+/// Whether some file holds a record of segment `seq`, which no valid head names.
+fn headless(files: &[&dyn Storage], header: &Header, seq: u64) -> std::io::Result<bool> {
+    for file in files {
+        let mut bytes = [0; RECORD_HEADER];
+        let n = file.read_at(&mut bytes, DATA_START)?;
+        if Record::decode(&bytes[..n], header.mount, seq, DATA_START).is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Records of one segment. `end`: where they must end, None for the newest segment.
