@@ -100,6 +100,7 @@ impl Vfs {
             kill_priv: false,
             unique: rq.unique,
             resent: rq.resent,
+            change: attr.change,
         };
         match self.data.try_write(ino, offset, &data, cx) {
             Some(done) => done?,

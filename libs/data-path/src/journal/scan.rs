@@ -6,7 +6,7 @@ use super::{
     ring,
 };
 use bytes::Bytes;
-use fusefs_types::{FsError, Ino, Time, ops::CommitFile};
+use fusefs_types::{FsError, Hlc, Ino, Time, ops::CommitFile};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 /// Bytes read at once.
@@ -74,6 +74,8 @@ pub struct Pending {
     pub writes: Vec<PendingWrite>,
     /// A utimens came after the writes up to these numbers.
     pub mtime_marks: Vec<u64>,
+    /// Newest version of the inode that a writer had seen or a commit had made.
+    pub known: Hlc,
 }
 
 /// How an operation that the kernel may ask for again ended.
@@ -263,6 +265,7 @@ pub(super) fn settle(
     plant: bool,
 ) -> Result<Recovered, JournalError> {
     let mut settled: HashMap<Ino, u64> = HashMap::new();
+    let mut known: HashMap<Ino, u64> = HashMap::new();
     let mut finished: HashSet<u64> = HashSet::new();
     let mut out = Recovered::default();
     for found in &scan.found {
@@ -279,8 +282,15 @@ pub(super) fn settle(
             }
             _ => 0,
         };
-        let known = settled.entry(r.ino).or_default();
-        *known = (*known).max(to);
+        let so_far = settled.entry(r.ino).or_default();
+        *so_far = (*so_far).max(to);
+        let version = match r.kind {
+            Kind::Write => r.number,
+            Kind::Done if r.refused.is_none() => r.trunc_seq,
+            _ => 0,
+        };
+        let so_far = known.entry(r.ino).or_default();
+        *so_far = (*so_far).max(version);
     }
     // By number: a copy replaces what it was made of.
     let mut live: BTreeMap<u64, &Found> = BTreeMap::new();
@@ -300,6 +310,7 @@ pub(super) fn settle(
         load(files, found, plant, &mut out)?;
     }
     remember_requests(scan, &mut out);
+    out.pending.iter_mut().for_each(|(ino, p)| p.known = Hlc(known.get(ino).copied().unwrap_or(0)));
     out.pending.retain(|_, p| !p.writes.is_empty() || !p.intents.is_empty());
     out.stats.inodes = out.pending.len() as u64;
     (out.stats.scanned, out.stats.torn, out.stats.cut) = (scan.found.len() as u64, scan.torn, scan.cut);
