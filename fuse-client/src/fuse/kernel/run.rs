@@ -126,10 +126,10 @@ impl Server {
                 }
                 Waited::Gone(errno) => {
                     drop(entered);
-                    let delivered = reply.error(errno);
                     if errno == libc::EINTR {
                         server.link.stats.add(&server.link.stats.interrupted);
                     }
+                    let delivered = reply.error(errno);
                     if errno == libc::EINTR && class != Class::Query {
                         let _ = work.await; // nobody wants to know, but it has to come to its end
                     }
