@@ -99,8 +99,7 @@ async fn create_volume(dir: &ClusterDir, credential: Bytes) -> Result<()> {
     let added = masters.call_within(MasterCall::AddStore(store), READY).await;
     added.map_err(|r| anyhow::anyhow!("adding the store: {}", r.message))?;
     let (name, labels) = (VOLUME.into(), Vec::new());
-    let spec =
-        VolumeSpec { name, store: "local".into(), capacity: 0, inodes: 0, partitions: 0, replicas: 3, labels };
+    let spec = VolumeSpec { name, store: "local".into(), capacity: 0, inodes: 0, partitions: 0, replicas: 3, labels };
     // Metanodes register within their first second.
     let end = Instant::now() + READY;
     let mut every = tokio::time::interval(Duration::from_millis(200));
@@ -157,7 +156,8 @@ async fn two_clients_lock_each_other_out_and_wake_each_other() -> Result<()> {
     let bytes = b.vfs.read(&b.rq(), ino, b.vfs.open(&b.rq(), ino, libc::O_RDONLY).await?.fh, 0, 8).await?;
     let counted = u64::from_le_bytes(bytes[..].try_into()?);
     ensure!(counted == 2 * 4 * ROUNDS, "{counted} instead of {}", 2 * 4 * ROUNDS);
-    let (attempts, polls): (Vec<u64>, Vec<u64>) = clients.iter().map(|c| (c.rpcs("setlock"), c.rpcs("getlock"))).unzip();
+    let (attempts, polls): (Vec<u64>, Vec<u64>) =
+        clients.iter().map(|c| (c.rpcs("setlock"), c.rpcs("getlock"))).unzip();
     println!("{counted} rounds in {elapsed:?}; attempts {attempts:?}, questions of waiters {polls:?}");
 
     // Woken by the event: a waiter alone would sleep for 200 ms or longer, twenty times.

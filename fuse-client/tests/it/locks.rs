@@ -282,6 +282,23 @@ async fn what_was_written_under_a_lock_is_read_under_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_grant_after_a_resume_waits_for_the_way_to_the_kernels_pages() {
+    let cluster = Cluster::new();
+    let b = cluster.client();
+    let ino = b.put("f", b"x").await.unwrap();
+    let session = Arc::new(cluster.client()).session();
+    let a = Arc::new(cluster.client_of(session, 2, |s| s.resumed = true));
+    let (again, _) = a.setlkw(ino, all(P, LockOp::Write), true);
+    quiet().await;
+    assert!(!again.is_finished());
+    let kernel = Arc::new(Caches::default());
+    a.vfs.set_kernel_caches(kernel.clone());
+    let since = Instant::now();
+    again.await.unwrap().unwrap();
+    assert_eq!((since.elapsed(), kernel.0.lock().clone()), (Duration::ZERO, vec![ino]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn closing_keeps_the_lock_until_the_data_is_committed() {
     let cluster = Cluster::new();
     let (a, b) = two(&cluster);
