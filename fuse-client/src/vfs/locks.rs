@@ -386,6 +386,7 @@ impl Vfs {
         flock: bool,
         wait: bool,
     ) -> FsResult<()> {
+        self.withdraw(rq);
         let owner = LockOwner { space: space(flock), id: lock.owner };
         let end = lock.end.min(LOCK_END);
         let x = SetLock { ino, owner, start: lock.start, end, op: lock.op, pid: lock.pid, wait };

@@ -149,6 +149,20 @@ async fn a_grant_that_races_an_interrupt_counts_or_is_taken_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_waiting_request_holds_no_acknowledgement_back() {
+    let cluster = Cluster::new();
+    let (a, b) = two(&cluster);
+    let ino = a.put("f", b"x").await.unwrap();
+    a.setlk(ino, all(P, LockOp::Write), false).await.unwrap();
+    let rq = b.rq();
+    b.vfs.register(&rq);
+    b.meta.replied.lock().clear();
+    let waiting = b.vfs.setlk(&rq, ino, 0, all(P, LockOp::Write), false, true);
+    assert!(tokio::time::timeout(Duration::from_secs(5), waiting).await.is_err());
+    assert!(b.meta.replied.lock().contains(&rq.unique), "it issues nothing under its own number");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_close_drops_the_locks_of_its_process_only_and_costs_nothing_without() {
     let cluster = Cluster::new();
     let (a, b) = two(&cluster);
