@@ -111,6 +111,7 @@ impl Cluster {
             cut: AtomicBool::new(false),
             healed: tokio::sync::Notify::new(),
             journal: AtomicU64::new(1),
+            replied: Mutex::default(),
             held: tokio::sync::watch::Sender::new(Hold::default()),
         });
         self.internal(Internal::Attach { session, token });
@@ -223,6 +224,8 @@ pub struct FakeMeta {
     cut: AtomicBool,
     healed: tokio::sync::Notify,
     journal: AtomicU64,
+    /// Numbers that may be forgotten.
+    pub replied: Mutex<Vec<u64>>,
     held: tokio::sync::watch::Sender<Hold>,
 }
 
@@ -327,7 +330,9 @@ impl Meta for FakeMeta {
             renewed.await;
         }
     }
-    fn replied(&self, _op: OpId) {}
+    fn replied(&self, op: OpId) {
+        self.replied.lock().push(op.number);
+    }
     fn begin_journal(&self) -> u64 {
         self.journal.fetch_add(1, Ordering::Relaxed)
     }
