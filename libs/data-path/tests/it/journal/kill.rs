@@ -7,12 +7,16 @@
 use super::{Disk, Life, Torn};
 use crate::rig::body;
 use fusefs_data_path::{
-    Settings, WriteContext,
+    MetaSink, Settings, WriteContext,
     journal::ReplayStats,
     object::{FaultPlan, Faulty, MemoryStore, RetryPolicy, Retrying},
-    testing::{ModelSink, SinkFaults},
+    testing::{ModelSink, OtherClient, SinkFaults},
 };
-use fusefs_types::{Ino, Time, ids::OpId, ops::Piece};
+use fusefs_types::{
+    Ino, Time,
+    ids::OpId,
+    ops::{CommitFile, Piece},
+};
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, hash_map::DefaultHasher},
@@ -309,7 +313,11 @@ impl World {
             };
             if seen != self.model[i] {
                 let first = seen.iter().zip(&self.model[i]).position(|(a, b)| a != b);
-                panic!("after {op:?}: file {i} has {} bytes instead of {}, first difference at {first:?}", seen.len(), self.model[i].len());
+                panic!(
+                    "after {op:?}: file {i} has {} bytes instead of {}, first difference at {first:?}",
+                    seen.len(),
+                    self.model[i].len()
+                );
             }
             let attr = self.life.sink.attr(INOS[i]).expect("attr");
             let dirty = self.life.path.dirty_attr(INOS[i]);
@@ -423,4 +431,33 @@ fn the_interesting_things_happen() {
     let seen = [sum.kills, sum.replayed.writes, sum.replayed.intents, sum.replayed.torn, sum.resent, sum.deduped];
     assert!(seen.iter().all(|n| *n > 10), "{sum:?}");
     assert!(sum.stored > 5 && sum.foreign > 5, "stored replies answered, foreign objects were refused: {sum:?}");
+}
+
+/// Killed when the commit was executed and its answer not yet recorded; then another client overwrites the bytes. The
+/// next client process sends the commit again and must not execute it again.
+#[tokio::test(start_paused = true)]
+async fn an_executed_commit_does_not_overwrite_what_came_after_it() {
+    for len in [500, 50_000] {
+        let mut life = Life::begin(Settings::default(), 1, Disk::new(5, FILE_BYTES));
+        life.sink.create(INOS[0]);
+        let records = (len as u64).div_ceil((FILE_BYTES - 4096) / 4);
+        life.path.write(INOS[0], 0, body(len, 1).into(), WriteContext::default()).await.expect("write");
+        assert!(life.disk.writes() > records);
+        life.disk.kill_at(2, Torn::Nothing); // 1 = intent, 2 = done
+        let disk = life.disk.clone();
+        tokio::select! { biased; () = disk.died.notified() => {}, r = life.path.fsync(INOS[0]) => panic!("{r:?}") }
+        assert_eq!(life.sink.content(INOS[0], &life.bodies), body(len, 1), "executed");
+        let other = OtherClient::new(life.sink.clone(), 1);
+        let piece = Piece::Inline { offset: 0, bytes: body(400, 2).into() };
+        let file =
+            CommitFile { ino: INOS[0], trunc_seq: 0, pieces: vec![piece], mtime: None, grow_to: 0, kill_priv: false };
+        other.commit(other.begin(), file).await.expect("another client");
+        life.restart().expect("restart");
+        assert_eq!(life.path.replayed().intents, 1);
+        life.path.sync_all().await.expect("sync");
+        let mut want = body(len, 1);
+        want[..400].copy_from_slice(&body(400, 2));
+        assert!(life.sink.content(INOS[0], &life.bodies) == want, "{len} bytes: executed once");
+        assert_eq!(life.path.read(INOS[0], 0, 1 << 20).await.expect("read"), want);
+    }
 }
