@@ -6,6 +6,7 @@
 
 pub mod journal;
 mod links;
+mod revive;
 mod session;
 mod stats;
 mod steps;
@@ -55,6 +56,8 @@ const ITEMS: &[&str] = &[
     names::SESSION,
     names::MOUNT,
     names::SPEC,
+    names::DIRS,
+    names::BINARY,
 ];
 
 /// Why a client process ends early.
@@ -179,6 +182,7 @@ impl Worker {
         self.links.set_alive(turn_of(runtime));
         stats::report(serving.shared_stats(), vfs.clone());
         self.tell(Phase::Serving)?;
+        self.links.set_copies(self.copies()?);
         self.steps.reached(Step::Serving);
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || serving.wait()).await {
             tracing::warn!(%error, "the kernel connection ended with an error");
@@ -214,6 +218,13 @@ impl Worker {
         let fd = self.items.fd(names::HANDLES).ok_or_else(|| io::Error::other("the keeper has no handles"));
         let file = fd.and_then(sys::duplicate).map(File::from);
         file.and_then(OpenTable::restore).map_err(step("reading the table of open handles"))
+    }
+
+    /// For the case that both holders die.
+    fn copies(&self) -> Result<revive::Copies, WorkerError> {
+        let items = self.items.iter().map(|(name, item)| Ok((name.to_owned(), item.duplicate()?)));
+        let items = items.collect::<io::Result<_>>().map_err(step("copying the mount's files"))?;
+        Ok(revive::Copies { items, journal: self.files.files() })
     }
 
     fn tell(&self, phase: Phase) -> Result<(), WorkerError> {
