@@ -32,8 +32,11 @@ impl Metanode {
             line("raft_read_barriers_total", raft.reads);
             line("raft_read_rounds_total", raft.read_rounds);
             line("raft_checkpoints_total", raft.checkpoints);
-            let (usage, blob) =
-                hosted.group.read(|m| (m.partition().map(|p| p.usage()).unwrap_or_default(), m.blob_usage()));
+            let (usage, repeated, blob) = hosted.group.read(|m| {
+                let p = m.partition().ok();
+                (p.map(|p| p.usage()).unwrap_or_default(), p.map_or(0, |p| p.repeated()), m.blob_usage())
+            });
+            line("replies_repeated_total", repeated);
             line("partition_operations", usage.operations);
             line("partition_transactions", usage.transactions);
             line("partition_inodes", usage.inodes);
