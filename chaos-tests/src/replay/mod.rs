@@ -10,6 +10,7 @@
 pub mod cli;
 pub mod io;
 pub mod jobs;
+pub mod mounted;
 pub mod nemesis;
 pub mod plant;
 pub mod proxy;
