@@ -99,6 +99,12 @@ impl Meta for Remote {
     fn replied(&self, op: OpId) {
         self.0.ack(op);
     }
+    fn register(&self, op: OpId, resent: bool) {
+        self.0.register(op, resent);
+    }
+    fn resumed(&self) {
+        self.0.resumed();
+    }
     fn set_holders(&self, holders: Arc<dyn Holders>) {
         self.0.set_holders(Arc::new(Answers(holders)));
     }

@@ -30,6 +30,11 @@ pub trait Meta: Send + Sync + 'static {
     async fn lease(&self) -> FsResult<()>;
     /// The reply of this mutation reached the kernel: its stored copy may go.
     fn replied(&self, op: OpId);
+    /// The kernel sent the request of this operation; `resent`: to an earlier process of this mount, too. Its number is not
+    /// acknowledged before [`Meta::replied`].
+    fn register(&self, _op: OpId, _resent: bool) {}
+    /// Everything that an earlier process left unanswered is registered (PROTOCOL 16).
+    fn resumed(&self) {}
     /// Registers who answers holder questions; called once, before the first operation.
     fn set_holders(&self, holders: Arc<dyn Holders>);
 }

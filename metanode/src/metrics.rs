@@ -31,6 +31,7 @@ impl Metanode {
             line("raft_entries_total", raft.entries);
             line("raft_read_barriers_total", raft.reads);
             line("raft_read_rounds_total", raft.read_rounds);
+            line("raft_lease_reads_total", raft.lease_reads);
             line("raft_checkpoints_total", raft.checkpoints);
             let (usage, repeated, blob) = hosted.group.read(|m| {
                 let p = m.partition().ok();

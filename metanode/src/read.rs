@@ -57,8 +57,14 @@ impl Metanode {
         let patience = (Instant::now() + LOCKED_BUDGET).min(deadline(envelope));
         loop {
             let unlocked = hosted.shared.unlocked();
-            hosted.barrier().await?;
-            match hosted.group.read(|m| m.read(session, read)) {
+            let answer = match hosted.group.read_leased(|m| m.read(session, read)) {
+                Some(answer) => answer,
+                None => {
+                    hosted.barrier().await?;
+                    hosted.group.read(|m| m.read(session, read))
+                }
+            };
+            match answer {
                 Err(FsError::Conflict) if Instant::now() < patience => {
                     let _ = tokio::time::timeout(Duration::from_millis(5), unlocked).await;
                 }

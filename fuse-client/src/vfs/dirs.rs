@@ -115,9 +115,9 @@ impl Vfs {
     }
 
     /// Opens a directory stream. 0 RPCs: the first readdir asks.
-    pub async fn opendir(&self, _rq: &Request, _ino: Ino, flags: i32) -> FsResult<Opened> {
+    pub async fn opendir(&self, rq: &Request, _ino: Ino, flags: i32) -> FsResult<Opened> {
         self.gate().await?;
-        let fh = Handle { flags, kind: HandleKind::Directory, number: self.open.next_number() }.pack();
+        let fh = Handle { flags, kind: HandleKind::Directory, number: (rq.unique >> 1) as u32 }.pack();
         Ok(Opened { fh, keep_cache: false, direct_io: false })
     }
 

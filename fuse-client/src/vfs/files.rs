@@ -28,14 +28,14 @@ impl Drop for Opening<'_> {
 impl Vfs {
     /// Opens a file. Always 1 RPC: close-to-open consistency asks for attributes as of now. The kernel keeps its pages
     /// only if the file has not changed since they were read.
-    pub async fn open(&self, _rq: &Request, ino: Ino, flags: i32) -> FsResult<Opened> {
+    pub async fn open(&self, rq: &Request, ino: Ino, flags: i32) -> FsResult<Opened> {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         if write {
             self.gate_change().await?;
         } else {
             self.gate().await?;
         }
-        self.open.add(ino);
+        self.open.opening(ino);
         let mut opening = Opening { vfs: self, ino, keep: false };
         self.miss();
         let sent = self.now();
@@ -48,13 +48,13 @@ impl Vfs {
             self.inodes.set_pages(ino, attr.change);
         }
         opening.keep = true;
-        Ok(self.opened(flags, keep_cache))
+        Ok(self.opened(rq, ino, flags, keep_cache, true))
     }
 
     /// Last reference to a handle is gone. 0 RPCs, unless the cluster asked who holds the inode and waits to hear of the
     /// last close. Bytes written through a mapping after the last close are committed in the background.
     pub async fn release(&self, ino: Ino, fh: u64) {
-        if Handle::unpack(fh).is_some() && self.open.remove(ino) {
+        if Handle::unpack(fh).is_some() && self.open.release(ino, fh) {
             self.tell_closed(ino).await;
         }
     }

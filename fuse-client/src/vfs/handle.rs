@@ -3,10 +3,13 @@
 //! A handle is a packed word, so that a restarted client needs no handle table (PROTOCOL 45); the inode is the
 //! request's nodeid. The table only counts, per inode, what is open here: it answers the cluster's holder questions.
 
+use super::handle_file::{HandleFile, Slot};
 use fusefs_types::Ino;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Bits of a handle's number.
+const NUMBER_MASK: u32 = 0xff_ffff;
 
 /// What a handle was made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +39,7 @@ impl Handle {
             HandleKind::File => 1u64,
             HandleKind::Directory => 2,
         };
-        u64::from(self.flags as u32) | (kind << 32) | (u64::from(self.number & 0xff_ffff) << 40)
+        u64::from(self.flags as u32) | (kind << 32) | (u64::from(self.number & NUMBER_MASK) << 40)
     }
     /// From a word; None if no client of ours made it.
     pub fn unpack(fh: u64) -> Option<Handle> {
@@ -53,50 +56,117 @@ impl Handle {
     }
 }
 
-/// Open inodes of this mount.
+/// Open inodes of this mount. With a file behind it ([`HandleFile`]) it survives the process.
 #[derive(Debug, Default)]
 pub struct OpenTable {
     state: Mutex<State>,
-    number: AtomicU32,
+}
+
+/// One open handle: the request that made it and its slot in the file.
+#[derive(Debug, Clone, Copy)]
+struct OpenHandle {
+    fh: u64,
+    unique: u64,
+    slot: Option<u32>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    open: HashMap<Ino, u32>,
+    /// Per inode: handles, and opens under way.
+    open: HashMap<Ino, (Vec<OpenHandle>, u32)>,
     /// Inodes that the cluster was told are held here: it waits to hear of their last close.
     told: HashSet<Ino>,
     /// Create-and-opens under way, whose inodes are not known yet.
     creating: u32,
+    file: Option<HandleFile>,
+}
+
+impl State {
+    fn insert(&mut self, ino: Ino, mut handle: OpenHandle) {
+        if let Some(file) = &mut self.file {
+            let slot = Slot { ino: ino.0, unique: handle.unique, fh: handle.fh };
+            match file.insert(&slot) {
+                Ok(n) => handle.slot = Some(n),
+                // Worst case: after a restart of this process an unlinked open file is freed too early.
+                Err(error) => tracing::error!(%ino, %error, "an open handle will not survive a restart of the client"),
+            }
+        }
+        self.open.entry(ino).or_default().0.push(handle);
+    }
+    /// The last handle of an inode went: whether the cluster waits for that.
+    fn closed(&mut self, ino: Ino) -> bool {
+        match self.open.get(&ino) {
+            Some((handles, opening)) if !handles.is_empty() || *opening > 0 => false,
+            _ => {
+                self.open.remove(&ino);
+                self.told.remove(&ino)
+            }
+        }
+    }
 }
 
 impl OpenTable {
-    /// Number for a new handle.
-    pub fn next_number(&self) -> u32 {
-        self.number.fetch_add(1, Ordering::Relaxed) & 0xff_ffff
+    /// A table over a file that an earlier process of this mount may have left. What is open is held, and since nobody
+    /// knows which of it the cluster was told of, it hears of every last close.
+    ///
+    /// # Errors
+    /// See [`HandleFile::open`].
+    pub fn restore(file: std::fs::File) -> std::io::Result<OpenTable> {
+        let (file, used) = HandleFile::open(file)?;
+        let mut state = State { file: Some(file), ..State::default() };
+        for (n, slot) in used {
+            let handle = OpenHandle { fh: slot.fh, unique: slot.unique, slot: Some(n) };
+            state.open.entry(Ino(slot.ino)).or_default().0.push(handle);
+            state.told.insert(Ino(slot.ino));
+        }
+        Ok(OpenTable { state: Mutex::new(state) })
     }
     /// Counts an open; call it before the cluster is asked, so that a holder question in between is answered right.
-    pub fn add(&self, ino: Ino) {
-        *self.state.lock().open.entry(ino).or_insert(0) += 1;
+    pub fn opening(&self, ino: Ino) {
+        self.state.lock().open.entry(ino).or_default().1 += 1;
     }
-    /// Takes one back; true when the cluster waits for this: it asked, was told "open here", and this was the last.
-    pub fn remove(&self, ino: Ino) -> bool {
-        let mut s = self.state.lock();
-        match s.open.get_mut(&ino) {
-            Some(n) if *n > 1 => {
-                *n -= 1;
-                return false;
-            }
-            Some(_) => _ = s.open.remove(&ino),
-            None => {}
-        }
-        s.told.remove(&ino)
-    }
-    /// Takes back an open that failed. If the cluster was told of it, [`OpenTable::mistaken`] gives it later.
+    /// Takes back an [`OpenTable::opening`] that failed. If the cluster was told of it, [`OpenTable::mistaken`] gives it
+    /// later.
     pub fn abandon(&self, ino: Ino) {
-        let told = self.remove(ino);
-        if told {
-            self.state.lock().told.insert(ino);
+        let mut s = self.state.lock();
+        if let Some((_, opening)) = s.open.get_mut(&ino) {
+            *opening = opening.saturating_sub(1);
         }
+        if s.closed(ino) {
+            s.told.insert(ino);
+        }
+    }
+    /// Makes the handle of an open that the request `unique` asked for; `was_opening` = [`OpenTable::opening`] was called.
+    /// The same request gets the same handle again, also from a later process: a resent open is one open.
+    pub fn opened(&self, ino: Ino, flags: i32, unique: u64, was_opening: bool) -> u64 {
+        let mut s = self.state.lock();
+        let entry = s.open.entry(ino).or_default();
+        entry.1 -= u32::from(was_opening && entry.1 > 0);
+        if let Some(known) = entry.0.iter().find(|h| h.unique == unique && unique != 0) {
+            return known.fh;
+        }
+        // Numbers of requests are even.
+        let mut handle = Handle { flags, kind: HandleKind::File, number: (unique >> 1) as u32 & NUMBER_MASK };
+        while entry.0.iter().any(|h| h.fh == handle.pack()) {
+            handle.number = handle.number.wrapping_add(1) & NUMBER_MASK;
+        }
+        let fh = handle.pack();
+        s.insert(ino, OpenHandle { fh, unique, slot: None });
+        fh
+    }
+    /// A handle is released; true when the cluster waits for this: it asked, was told "open here", and this was the last.
+    /// Releasing it again (a resent release) does nothing.
+    pub fn release(&self, ino: Ino, fh: u64) -> bool {
+        let mut s = self.state.lock();
+        let Some((handles, _)) = s.open.get_mut(&ino) else { return false };
+        let Some(at) = handles.iter().position(|h| h.fh == fh) else { return false };
+        let handle = handles.swap_remove(at);
+        if let (Some(slot), Some(file)) = (handle.slot, &mut s.file)
+            && let Err(error) = file.remove(slot)
+        {
+            tracing::error!(%ino, %error, "a closed handle will look open after a restart of the client");
+        }
+        s.closed(ino)
     }
     /// Whether the inode is open. While a create-and-open is under way its inode number is not known yet, so every
     /// answer is "yes" then; [`OpenTable::mistaken`] corrects it.
@@ -164,14 +234,15 @@ mod tests {
     #[test]
     fn an_inode_is_held_from_first_open_to_last_close() {
         let t = OpenTable::default();
-        t.add(Ino(5));
-        t.add(Ino(5));
-        assert!(!t.remove(Ino(5)));
+        t.opening(Ino(5));
         assert!(t.holds(Ino(5)) && !t.holds(Ino(6)));
-        assert!(t.remove(Ino(5)), "the cluster was told and wants to hear of the last close");
+        let (a, b) = (t.opened(Ino(5), 0, 2, true), t.opened(Ino(5), 0, 4, false));
+        assert!(!t.release(Ino(5), a));
+        assert!(!t.release(Ino(5), a), "releasing again is nothing");
+        assert!(t.release(Ino(5), b), "the cluster was told and wants to hear of the last close");
         assert!(!t.holds(Ino(5)));
-        t.add(Ino(5));
-        assert!(!t.remove(Ino(5)), "nobody asked");
+        let c = t.opened(Ino(5), 0, 6, false);
+        assert!(!t.release(Ino(5), c), "nobody asked");
     }
 
     #[test]
@@ -179,12 +250,43 @@ mod tests {
         let t = OpenTable::default();
         let g = t.creating();
         assert!(t.holds(Ino(6)) && t.holds(Ino(7)));
-        t.add(Ino(7));
+        let fh = t.opened(Ino(7), 0, 2, false);
         assert!(t.mistaken().is_empty());
         drop(g);
         assert_eq!(t.mistaken(), [Ino(6)]);
         assert!(t.mistaken().is_empty());
         assert!(!t.holds(Ino(6)) && t.holds(Ino(7)));
-        assert!(t.remove(Ino(7)));
+        assert!(t.release(Ino(7), fh));
+    }
+
+    #[test]
+    fn a_failed_open_of_which_the_cluster_heard_is_corrected() {
+        let t = OpenTable::default();
+        t.opening(Ino(8));
+        assert!(t.holds(Ino(8)));
+        t.abandon(Ino(8));
+        assert!(t.is_empty());
+        assert_eq!(t.mistaken(), [Ino(8)]);
+    }
+
+    #[test]
+    fn handles_survive_the_process_and_a_resent_open_is_one_open() {
+        let file = tempfile::tempfile().unwrap();
+        let t = OpenTable::restore(file.try_clone().unwrap()).unwrap();
+        let (a, b) = (t.opened(Ino(5), 2, 10, false), t.opened(Ino(5), 2, 10 + (2 << 24), false));
+        let c = t.opened(Ino(6), 2, 12, false);
+        assert_ne!(a, b, "numbers that wrapped around are told apart");
+        t.release(Ino(6), c);
+        drop(t);
+        let t = OpenTable::restore(file.try_clone().unwrap()).unwrap();
+        assert_eq!(t.opened(Ino(5), 2, 10, false), a, "the resent request");
+        assert_eq!(t.opened(Ino(5), 2, 10 + (2 << 24), false), b);
+        assert_eq!(t.len(), 1);
+        assert!(!t.release(Ino(6), c), "a resent release");
+        assert!(!t.release(Ino(5), a));
+        drop(t);
+        let t = OpenTable::restore(file).unwrap();
+        assert!(!t.release(Ino(5), a));
+        assert!(t.release(Ino(5), b), "whether the cluster was told is not known, so it is told");
     }
 }

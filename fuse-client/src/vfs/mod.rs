@@ -11,6 +11,7 @@ mod dirs;
 mod dirver;
 mod files;
 pub mod handle;
+mod handle_file;
 mod icache;
 mod names;
 pub mod request;
@@ -30,7 +31,7 @@ use dirs::Listings;
 use fusefs_data_path::{DataPath, ObjectStore};
 use fusefs_types::{
     Clock, FsError, FsResult, Ino, SessionId,
-    ids::{Incarnation, MountId, OpId},
+    ids::{Incarnation, MountId, OpId, Origin},
     limits,
     ops::{Write, WriteReply},
 };
@@ -141,12 +142,25 @@ impl Vfs {
         store: Arc<dyn ObjectStore>,
         data_settings: fusefs_data_path::Settings,
         clock: Arc<dyn Clock>,
+        owner: (SessionId, Incarnation),
+    ) -> Vfs {
+        Vfs::with_handles(settings, meta, store, data_settings, clock, owner, OpenTable::default())
+    }
+
+    /// As [`Vfs::new`] with a table of open handles, e.g. one that an earlier process of this mount left.
+    pub fn with_handles(
+        settings: Settings,
+        meta: Arc<dyn Meta>,
+        store: Arc<dyn ObjectStore>,
+        data_settings: fusefs_data_path::Settings,
+        clock: Arc<dyn Clock>,
         (session, incarnation): (SessionId, Incarnation),
+        open: OpenTable,
     ) -> Vfs {
         let inodes = Arc::new(InodeCache::new(settings.inodes));
         let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
         let data = DataPath::new(store, sink, clock.clone(), session, incarnation, data_settings);
-        let open = Arc::new(OpenTable::default());
+        let open = Arc::new(open);
         meta.set_holders(open.clone());
         Vfs {
             names: DentryCache::new(settings.dentries),
@@ -183,6 +197,19 @@ impl Vfs {
             misses: self.misses.load(Ordering::Relaxed),
             open: self.open.len(),
         }
+    }
+
+    /// A request was read from the kernel: before anything is done for it, and before the next one is read by anybody while
+    /// a resume is under way (PROTOCOL 16). 0 RPCs.
+    pub fn register(&self, rq: &Request) {
+        rq.set_registered();
+        let op = OpId { mount: self.settings.mount, origin: Origin::Fuse, number: rq.unique, step: 0 };
+        self.meta.register(op, rq.resent);
+    }
+
+    /// Every request that an earlier process left unanswered has been registered.
+    pub fn resumed(&self) {
+        self.meta.resumed();
     }
 
     /// The reply of this request reached the kernel: its stored replies may be dropped (PROTOCOL 16).

@@ -1,7 +1,6 @@
 //! Operations that change names: create, mknod, mkdir, symlink, link, unlink, rmdir, rename. Each is one mutation, so
 //! one RPC (PROTOCOL 15); directory replies keep the caches right.
 
-use super::handle::{Handle, HandleKind};
 use super::{Entry, Opened, Request, Vfs, dcache::Known, unexpected};
 use bytes::Bytes;
 use fusefs_types::{
@@ -27,7 +26,7 @@ impl Vfs {
         let creating = self.open.creating();
         let made = self.make(rq, parent, &Name::new(name)?, NewNode::File, mode, exclusive).await;
         if let Ok((attr, _, false)) = &made {
-            self.open.add(attr.ino);
+            self.open.opening(attr.ino);
         }
         drop(creating);
         for ino in self.open.mistaken() {
@@ -40,15 +39,15 @@ impl Vfs {
         }
         let entry = self.entry(&attr, sent);
         self.inodes.set_pages(attr.ino, attr.change);
-        Ok((entry, self.opened(flags, true)))
+        Ok((entry, self.opened(rq, attr.ino, flags, true, true)))
     }
 
-    /// Packs a handle for an opened file.
-    pub(super) fn opened(&self, flags: i32, keep_cache: bool) -> Opened {
-        let handle = Handle { flags, kind: HandleKind::File, number: self.open.next_number() };
+    /// Makes the handle of an opened file; `counted` = the table knows of an open under way.
+    pub(super) fn opened(&self, rq: &Request, ino: Ino, flags: i32, keep_cache: bool, counted: bool) -> Opened {
+        let fh = self.open.opened(ino, flags, rq.unique, counted);
         // The partition assigns the offsets of appends, so the kernel must not place them in its page cache.
-        let direct_io = handle.writes() && flags & libc::O_APPEND != 0;
-        Opened { fh: handle.pack(), keep_cache, direct_io }
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        Opened { fh, keep_cache, direct_io: writes && flags & libc::O_APPEND != 0 }
     }
 
     /// mknod(2) of any type. 1 RPC.

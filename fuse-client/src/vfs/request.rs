@@ -54,6 +54,8 @@ pub struct Request {
     pub interrupt: Interrupt,
     /// Mutations issued so far; numbers the steps of a plan.
     steps: AtomicU32,
+    /// Its number is known to be outstanding.
+    registered: AtomicBool,
 }
 
 impl Request {
@@ -61,18 +63,17 @@ impl Request {
     pub fn new(unique: u64, uid: u32, gid: u32) -> Request {
         Request { unique, uid, gid, ..Request::default() }
     }
+    pub(super) fn set_registered(&self) {
+        self.registered.store(true, Ordering::Relaxed);
+    }
     /// Name of the next mutation of this request.
     pub(super) fn next_op(&self, mount: MountId) -> OpId {
         OpId { mount, origin: Origin::Fuse, number: self.unique, step: self.steps.fetch_add(1, Ordering::Relaxed) }
     }
-    /// The op id to acknowledge after the reply, if the request mutated anything.
+    /// The op id to acknowledge after the reply, if the request mutated anything or was registered.
     pub(super) fn to_acknowledge(&self, mount: MountId) -> Option<OpId> {
-        (self.steps.load(Ordering::Relaxed) > 0).then_some(OpId {
-            mount,
-            origin: Origin::Fuse,
-            number: self.unique,
-            step: 0,
-        })
+        let begun = self.steps.load(Ordering::Relaxed) > 0 || self.registered.load(Ordering::Relaxed);
+        begun.then_some(OpId { mount, origin: Origin::Fuse, number: self.unique, step: 0 })
     }
 }
 

@@ -3,8 +3,11 @@
 //! An operation is outstanding from its first [`Acks::begin`] until [`Acks::done`] (its reply reached the caller's
 //! caller, normally the kernel). A partition is told the numbers below the lowest outstanding one of a counter, and only
 //! now and then, because each acknowledgement is logged with the command that carries it. Numbers that a reader holds
-//! but has not begun yet may be covered by mistake; the partition then answers TooOld, and the operation runs under
+//! but has not registered yet may be covered by mistake; the partition then answers TooOld, and the operation runs under
 //! another id (see [`Acks::substitute`]). That is safe because a number is never covered once it has begun.
+//!
+//! A client that took over a kernel connection does not know what it will be sent again, so it acknowledges nothing until
+//! [`Acks::resumed`]: then everything sent again is registered (PROTOCOL 16), and all other older numbers were answered.
 
 use fusefs_types::{
     PartitionId,
@@ -23,6 +26,8 @@ const HOLES_MAX: usize = 64;
 struct Begun {
     /// An attempt may have been executed.
     unknown: bool,
+    /// The kernel sent the request to an earlier process, too, which may have executed it.
+    resent: bool,
     substitute: Option<OpId>,
 }
 
@@ -49,11 +54,30 @@ pub(crate) struct Acks {
     mount: MountId,
     counters: BTreeMap<Origin, Counter>,
     stored: BTreeMap<PartitionId, Stored>,
+    /// Nothing may be acknowledged yet.
+    resuming: bool,
 }
 
 impl Acks {
-    pub fn new(mount: MountId) -> Acks {
-        Acks { mount, ..Acks::default() }
+    /// `resuming`: another process served this mount before.
+    pub fn new(mount: MountId, resuming: bool) -> Acks {
+        Acks { mount, resuming, ..Acks::default() }
+    }
+
+    /// A request was read from the kernel: its number is outstanding from now on, whatever it turns out to do.
+    pub fn register(&mut self, op: OpId, resent: bool) {
+        let counter = self.counters.entry(op.origin).or_default();
+        counter.outstanding.entry((op.number, 0)).or_default().resent |= resent;
+    }
+
+    /// Everything that an earlier process left unanswered is registered.
+    pub fn resumed(&mut self) {
+        self.resuming = false;
+    }
+
+    fn resent(&self, op: OpId) -> bool {
+        let counter = self.counters.get(&op.origin);
+        counter.and_then(|c| c.outstanding.get(&(op.number, 0))).is_some_and(|b| b.resent)
     }
 
     /// Notes an operation; returns the id to send it under.
@@ -71,6 +95,9 @@ impl Acks {
 
     /// TooOld came for `op`: whether it may run as `fresh`, because no attempt of it can have been executed.
     pub fn substitute(&mut self, op: OpId, fresh: OpId) -> bool {
+        if self.resent(op) {
+            return false;
+        }
         match self.begun(op) {
             Some(begun) if !begun.unknown && begun.substitute.is_none() => begun.substitute = Some(fresh),
             _ => return false,
@@ -113,7 +140,8 @@ impl Acks {
 
     /// What to send along with the next mutation to a partition.
     pub fn take(&self, partition: PartitionId) -> Vec<AckRange> {
-        let Some(stored) = self.stored.get(&partition).filter(|s| s.replies >= BATCH) else { return Vec::new() };
+        let due = self.stored.get(&partition).filter(|s| s.replies >= BATCH && !self.resuming);
+        let Some(stored) = due else { return Vec::new() };
         let mut ranges = Vec::new();
         for (origin, counter) in &self.counters {
             let floor = stored.floor.get(origin).copied().unwrap_or(0);
@@ -173,7 +201,7 @@ mod tests {
 
     #[test]
     fn everything_below_the_lowest_outstanding_goes() {
-        let mut acks = Acks::new(MountId(7));
+        let mut acks = Acks::new(MountId(7), false);
         run(&mut acks, (1..=8).map(|n| n * 2));
         assert_eq!(acks.take(P), [], "few replies are not worth a range");
         acks.begin(op(101));
@@ -193,7 +221,7 @@ mod tests {
 
     #[test]
     fn stuck_operations_are_gone_around() {
-        let mut acks = Acks::new(MountId(7));
+        let mut acks = Acks::new(MountId(7), false);
         acks.begin(op(3));
         run(&mut acks, 10..=5000);
         let ranges = acks.take(P);
@@ -204,7 +232,7 @@ mod tests {
     #[test]
     fn a_substitute_is_kept_and_used_only_when_nothing_ran() {
         let fresh = OpId { origin: Origin::Internal, ..op(1) };
-        let mut acks = Acks::new(MountId(7));
+        let mut acks = Acks::new(MountId(7), false);
         assert_eq!(acks.begin(op(5)), op(5));
         assert!(acks.substitute(op(5), fresh));
         assert_eq!(acks.begin(op(5)), fresh);
@@ -215,5 +243,33 @@ mod tests {
         acks.begin(OpId { step: 1, ..op(5) });
         acks.done(op(5));
         assert!(acks.counters.values().map(|c| c.outstanding.len()).sum::<usize>() == 1);
+    }
+
+    #[test]
+    fn a_successor_acknowledges_nothing_before_it_knows_what_is_sent_again() {
+        let mut acks = Acks::new(MountId(7), true);
+        acks.register(op(10), true);
+        run(&mut acks, (100..=300).map(|n| n * 2));
+        assert_eq!(acks.take(P), [], "a request that was not read yet could be covered");
+        acks.register(op(12), true);
+        acks.resumed();
+        assert_eq!(acks.take(P), [AckRange { mount: MountId(7), origin: Origin::Fuse, first: 1, last: 9 }]);
+        acks.done(op(10));
+        acks.done(op(12));
+        run(&mut acks, (301..=400).map(|n| n * 2));
+        assert!(acks.take(P)[0].last > 500);
+    }
+
+    #[test]
+    fn a_request_sent_again_never_runs_under_another_id() {
+        let mut acks = Acks::new(MountId(7), true);
+        let fresh = OpId { origin: Origin::Internal, ..op(1) };
+        acks.register(op(5), true);
+        acks.begin(OpId { step: 1, ..op(5) });
+        acks.begin(op(5));
+        assert!(!acks.substitute(op(5), fresh) && !acks.substitute(OpId { step: 1, ..op(5) }, fresh));
+        acks.register(op(6), false);
+        acks.begin(op(6));
+        assert!(acks.substitute(op(6), fresh));
     }
 }

@@ -130,6 +130,7 @@ impl MetaClient {
         let counters = Arc::<Counters>::default();
         let identity = Arc::new(Identity::new(settings.credential.clone(), &*rng));
         let (io_timeout, mount) = (settings.io_timeout, request.mount);
+        let resuming = request.session.0 != 0;
         let credential = settings.credential.clone();
         let master = MasterClient::with(settings, transport.clone(), rng.clone(), identity.clone(), counters.clone());
         let lease = Lease::new(clock);
@@ -158,7 +159,7 @@ impl MetaClient {
             counters,
             mount,
             internal: AtomicU64::new((u64::from(grant.token.incarnation.0) << 32) | 1),
-            acks: Mutex::new(Acks::new(mount)),
+            acks: Mutex::new(Acks::new(mount, resuming)),
             refreshing: tokio::sync::Mutex::new(()),
             map_wanted: Notify::new(),
             grant,
@@ -216,12 +217,12 @@ impl MetaClient {
         let route = Route::Key(write.route());
         let mut result = inner.run(route, Ask::Write(op, id, write)).await;
         if matches!(result, Err(FsError::TooOld)) {
-            // The number lay below an acknowledgement that was sent before this operation began. Numbers of another
-            // incarnation may have been executed by it: for those this is the end.
+            // The number lay below an acknowledgement that was sent before this operation began. One that an earlier
+            // process of this mount had begun too was executed and answered by it: for that one this is the end.
             let fresh = inner.next_internal_op();
-            let first = inner.grant.token.incarnation.0 <= 1;
-            if !first || !inner.acks.lock().substitute(op, fresh) {
-                return Err(FsError::Io);
+            if !inner.acks.lock().substitute(op, fresh) {
+                tracing::warn!(?op, "an acknowledged operation was asked for again");
+                return Err(FsError::TooOld);
             }
             result = inner.run(route, Ask::Write(op, fresh, write)).await;
         }
@@ -239,6 +240,18 @@ impl MetaClient {
             self.ack(op);
         }
         result
+    }
+
+    /// The kernel sent this request (`resent`: to an earlier process of this mount, too). Its number is not acknowledged
+    /// before [`MetaClient::ack`].
+    pub fn register(&self, op: OpId, resent: bool) {
+        self.inner.acks.lock().register(op, resent);
+    }
+
+    /// A client that took over a mount has registered everything the kernel sent again, and its journal's commits: stored
+    /// replies of older requests may be acknowledged from now on. Until then none is.
+    pub fn resumed(&self) {
+        self.inner.acks.lock().resumed();
     }
 
     /// The result of `op` reached whoever asked (the kernel): its stored reply may go. Also for operations that failed;

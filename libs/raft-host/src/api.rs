@@ -234,6 +234,8 @@ pub struct GroupStats {
     pub reads: u64,
     /// ReadIndex rounds that answered them.
     pub read_rounds: u64,
+    /// Reads answered under the leader's lease, without a round.
+    pub lease_reads: u64,
     /// Checkpoints written.
     pub checkpoints: u64,
 }

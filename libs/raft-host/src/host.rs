@@ -189,6 +189,7 @@ impl<M: Machine> Host<M> {
             key,
             disk: Arc::clone(&disk),
             acked: Mutex::new(BTreeMap::new()),
+            clock: Arc::clone(&self.components.clock),
             ack_before_sync: self.settings.planted.ack_before_sync,
         });
         let planted = self.settings.planted;

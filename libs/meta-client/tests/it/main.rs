@@ -326,7 +326,7 @@ async fn a_number_acknowledged_too_early_runs_under_another_id() {
     assert_eq!(fake.with(|s| s.executed.len()), 1);
     // An attempt that may have been executed forbids it.
     fake.script(NODES[0], Act::Refuse(FsError::Unavailable.into()));
-    assert_eq!(client.write(client.fuse_op(4), chmod(2)).await, Err(FsError::Io));
+    assert_eq!(client.write(client.fuse_op(4), chmod(2)).await, Err(FsError::TooOld));
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,6 +23,8 @@ pub(crate) struct Election {
     changed: Instant,
     /// Last vote granted to somebody.
     granted: Option<Instant>,
+    /// An own campaign was decided and has not reached openraft yet.
+    pending: bool,
     rng: u64,
     asleep: bool,
 }
@@ -32,7 +34,16 @@ impl Election {
     pub(crate) fn new(seed: u64, led: bool) -> Self {
         let now = Instant::now();
         let heard = led.then_some(now);
-        Election { heard, next_try: now, armed: false, changed: now, granted: None, rng: seed | 1, asleep: false }
+        Election {
+            heard,
+            next_try: now,
+            armed: false,
+            changed: now,
+            granted: None,
+            pending: false,
+            rng: seed | 1,
+            asleep: false,
+        }
     }
 
     pub(crate) fn asleep(&mut self, asleep: bool) {
@@ -48,9 +59,21 @@ impl Election {
         self.changed.elapsed() < limit
     }
 
-    pub(crate) fn heard(&mut self) {
+    /// Notes an append. False while a campaign is decided: the append must not be acknowledged, because the vote that
+    /// this replica is about to give itself would break the promise in the acknowledgement (the leader's lease).
+    pub(crate) fn heard(&mut self) -> bool {
+        if self.pending {
+            return false;
+        }
         self.heard = Some(Instant::now());
         self.armed = false;
+        true
+    }
+
+    /// Decides to campaign, unless the leader was heard meanwhile.
+    fn decide(&mut self, timers: &Timers, single: bool) -> bool {
+        self.pending = single || self.misses_leader(timers);
+        self.pending
     }
 
     pub(crate) fn granted(&mut self) {
@@ -146,8 +169,9 @@ impl<M: Machine> Inner<M> {
         (granted, term)
     }
 
-    pub(crate) fn heard_leader(&self) {
-        self.election.lock().heard();
+    /// See [`Election::heard`].
+    pub(crate) fn heard_leader(&self) -> bool {
+        self.election.lock().heard()
     }
 
     pub(crate) fn granted_vote(&self) {
@@ -188,15 +212,14 @@ impl<M: Machine> Inner<M> {
                 None => return,
             };
         }
-        let still = self.metrics.borrow().vote.leader_id.term == term && self.misses_leader();
-        if still {
+        let single = self.metrics.borrow().membership_config.voter_ids().count() == 1;
+        let same_term = self.metrics.borrow().vote.leader_id.term == term;
+        if same_term && self.election.lock().decide(&self.settings.timers, single) {
             tracing::info!("group {}: replica {me} campaigns for term {}", self.key.group, term + 1);
             let _ = self.raft.trigger().elect().await;
+            // The trigger is only queued; what is answered behind it was looked at after it.
+            let _ = self.raft.with_raft_state(|_| ()).await;
+            self.election.lock().pending = false;
         }
-    }
-
-    fn misses_leader(&self) -> bool {
-        let single = self.metrics.borrow().membership_config.voter_ids().count() == 1;
-        single || self.election.lock().misses_leader(&self.settings.timers)
     }
 }

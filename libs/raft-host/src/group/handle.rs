@@ -47,8 +47,9 @@ impl<M: Machine> Inner<M> {
             Ok(reply) => reply,
             Err(e) => return PeerAnswer::Refused(e.to_string()),
         };
-        if !matches!(reply, AppendReply::HigherVote(_)) {
-            self.heard_leader();
+        if !matches!(reply, AppendReply::HigherVote(_)) && !self.heard_leader() {
+            // An acknowledgement would lend the sender a lease that the own campaign does not respect.
+            return PeerAnswer::Refused("this replica is about to campaign".into());
         }
         if matches!(reply, AppendReply::Success | AppendReply::PartialSuccess(_)) {
             // Nobody hears that these entries are here before they are on the disk.
@@ -63,9 +64,12 @@ impl<M: Machine> Inner<M> {
     }
 
     async fn serve_vote(&self, request: VoteRequest) -> PeerAnswer {
+        let term = request.vote.leader_id.term;
         match self.raft.vote(request).await {
             Ok(reply) => {
                 if reply.vote_granted {
+                    // Before the candidate hears of it.
+                    self.voted_away(term);
                     self.granted_vote();
                 }
                 PeerAnswer::Vote(reply)
@@ -77,7 +81,7 @@ impl<M: Machine> Inner<M> {
     /// Takes one chunk; the sender is told what to send next, so a broken transfer goes on where it was.
     async fn serve_snapshot(&self, chunk: SnapshotChunk) -> io::Result<PeerAnswer> {
         let mut slot = self.receiving.lock().await;
-        self.heard_leader();
+        let _ = self.heard_leader(); // a transfer lends no lease
         let name = checkpoint::receive_name(self.key);
         if slot.as_ref().is_none_or(|r| r.id != chunk.meta.snapshot_id) {
             let (disk, name) = (Arc::clone(&self.disk), name.clone());
@@ -136,7 +140,7 @@ impl<M: Machine> Inner<M> {
         blocking(&self.disk, move || checkpoint::publish(disk.as_ref(), mine, &m, &name)).await??;
         let snapshot = Snapshot { meta, snapshot: Box::new(snapshot) };
         let installed = self.raft.install_full_snapshot(chunk.vote, snapshot).await.map_err(io::Error::other)?;
-        self.heard_leader();
+        let _ = self.heard_leader();
         Ok(PeerAnswer::SnapshotDone(installed.vote))
     }
 }

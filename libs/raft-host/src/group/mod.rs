@@ -45,6 +45,7 @@ pub(crate) struct Counters {
     entries: AtomicU64,
     reads: AtomicU64,
     read_rounds: AtomicU64,
+    lease_reads: AtomicU64,
     checkpoints: AtomicU64,
 }
 
@@ -63,6 +64,8 @@ pub(crate) struct Inner<M: Machine> {
     reads: Mutex<ReadQueue>,
     election: Mutex<elect::Election>,
     campaigning: AtomicBool,
+    /// Highest term in which this replica voted for somebody else: leases of its own earlier terms are void.
+    voted_away: AtomicU64,
     receiving: tokio::sync::Mutex<Option<handle::Receiving>>,
     /// Appended bytes at the last checkpoint, and the checkpoint whose log was last purged.
     checkpoint_base: Mutex<(u64, u64)>,
@@ -103,6 +106,7 @@ impl<M: Machine> Group<M> {
             election: Mutex::new(elect::Election::new(parts.seed, led)),
             settings: parts.settings,
             campaigning: AtomicBool::new(false),
+            voted_away: AtomicU64::new(0),
             receiving: tokio::sync::Mutex::new(None),
             checkpoint_base: Mutex::new((0, 0)),
             counters: Counters::default(),
@@ -145,6 +149,7 @@ impl<M: Machine> Group<M> {
             entries: c.entries.load(Ordering::Relaxed),
             reads: c.reads.load(Ordering::Relaxed),
             read_rounds: c.read_rounds.load(Ordering::Relaxed),
+            lease_reads: c.lease_reads.load(Ordering::Relaxed),
             checkpoints: c.checkpoints.load(Ordering::Relaxed),
         }
     }
@@ -241,7 +246,7 @@ impl<M: Machine> Inner<M> {
         let limit = self.settings.timers.lease * 3;
         let now = Instant::now();
         let acked = self.links.acked.lock();
-        let fresh = |id: &u64| *id == self.key.replica.0 || acked.get(id).is_some_and(|at| now - *at < limit);
+        let fresh = |id: &u64| *id == self.key.replica.0 || acked.get(id).is_some_and(|(at, _)| now - *at < limit);
         let configs = metrics.membership_config.membership().get_joint_config();
         let answered = configs.iter().all(|c| c.iter().filter(|id| fresh(id)).count() * 2 > c.len());
         answered || self.election.lock().changed_within(limit)

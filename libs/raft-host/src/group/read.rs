@@ -1,8 +1,18 @@
-//! Batched ReadIndex (PROTOCOL 26): one round confirms the leadership for every read that waited when it began.
+//! Linearizable reads (PROTOCOL 26): under the leader's lease where it holds, else by batched ReadIndex, where one round
+//! confirms the leadership for every read that waited when it began.
+//!
+//! The lease. A voter that accepts an append refuses everybody's vote, its own included, for `Timers::lease` from then on
+//! (openraft's vote lease, kept over a restart; `elect.rs` for its own). An append is sent before it is accepted, so for a
+//! quorum of voters that accepted appends sent after `now - lease` nobody else can lead. The leader counts 3/5 of that
+//! time, on CLOCK_BOOTTIME: room for clocks that run at different speeds. It ends when this replica votes for somebody.
+//! What this leader acknowledged is applied here, and so is all older once an entry of its own term is.
 
 use super::{Group, Inner};
 use crate::api::{Machine, ProposeError};
-use openraft::error::{CheckIsLeaderError, RaftError};
+use openraft::{
+    ServerState,
+    error::{CheckIsLeaderError, RaftError},
+};
 use std::sync::{Arc, atomic::Ordering};
 use tokio::sync::oneshot;
 
@@ -15,7 +25,23 @@ pub(crate) struct ReadQueue {
     running: bool,
 }
 
+/// Part of the voters' promise that a leader relies on.
+const LEASE_PART: (u32, u32) = (3, 5);
+
 impl<M: Machine> Group<M> {
+    /// A linearizable read without a round trip, if the leader's lease holds; None = use [`Group::read_barrier`].
+    pub fn read_leased<T>(&self, f: impl FnOnce(&M) -> T) -> Option<T> {
+        if !self.0.leased() {
+            return None;
+        }
+        let value = self.read(f);
+        // Looked at again: this thread may have slept since. The state was read before now, hence inside the lease.
+        self.0.leased().then(|| {
+            self.0.counters.lease_reads.fetch_add(1, Ordering::Relaxed);
+            value
+        })
+    }
+
     /// When this returns, [`Group::read`] sees everything that was acknowledged before this call.
     ///
     /// # Errors
@@ -76,4 +102,32 @@ async fn round<M: Machine>(inner: &Inner<M>) -> Result<(), ProposeError> {
     let mut applied = inner.cell.applied.subscribe();
     let reached = applied.wait_for(|a| a.any && a.index >= read.index).await;
     reached.map(|_| ()).map_err(|_| ProposeError::Unavailable)
+}
+
+impl<M: Machine> Inner<M> {
+    /// This replica voted for another leader of `term`.
+    pub(crate) fn voted_away(&self, term: u64) {
+        self.voted_away.fetch_max(term, Ordering::SeqCst);
+    }
+
+    /// Whether nobody else can be leader now, and everything acknowledged so far is applied here.
+    fn leased(&self) -> bool {
+        let metrics = self.metrics.borrow();
+        let term = metrics.vote.leader_id.term;
+        let applied = *self.cell.applied.borrow();
+        if metrics.state != ServerState::Leader || !applied.any || applied.term != term || self.stopped().is_some() {
+            return false;
+        }
+        if self.voted_away.load(Ordering::SeqCst) > term {
+            return false;
+        }
+        let limit = u64::try_from((self.settings.timers.lease * LEASE_PART.0 / LEASE_PART.1).as_nanos()).unwrap_or(0);
+        let now = self.links.clock.boot_ns();
+        let acked = self.links.acked.lock();
+        let promised = |id: &u64| {
+            *id == self.key.replica.0 || acked.get(id).is_some_and(|(_, sent)| now < sent.saturating_add(limit))
+        };
+        let configs = metrics.membership_config.membership().get_joint_config();
+        configs.iter().all(|c| c.iter().filter(|id| promised(id)).count() * 2 > c.len())
+    }
 }

@@ -13,7 +13,7 @@ use crate::{
     raft::{AppendReply, AppendRequest, PeerNode, SnapshotMeta, Types, Vote, VoteReply, VoteRequest},
 };
 use bytes::Bytes;
-use fusefs_types::{NodeId, ReplicaId, cluster::Member, limits};
+use fusefs_types::{Clock, NodeId, ReplicaId, cluster::Member, limits};
 use openraft::{
     AnyError, EntryPayload, OptionalSend, Snapshot,
     error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable},
@@ -51,8 +51,10 @@ pub(crate) struct Links {
     pub log: Log,
     pub key: Key,
     pub disk: Arc<dyn Disk>,
-    /// When the last append that a replica accepted was sent to it.
-    pub acked: Mutex<BTreeMap<u64, Instant>>,
+    /// When the last append that a replica accepted was sent to it: for patience, and on CLOCK_BOOTTIME for leases.
+    pub acked: Mutex<BTreeMap<u64, (Instant, u64)>>,
+    /// Clocks.
+    pub clock: Arc<dyn Clock>,
     /// See [`crate::api::Planted`].
     pub ack_before_sync: bool,
 }
@@ -156,7 +158,7 @@ impl RaftNetwork<Types> for Link {
         }
         let upto = rpc.entries.last().map(|e| e.log_id.index).or(rpc.prev_log_id.map(|id| id.index));
         let gate = self.links.gate(upto);
-        let sent = Instant::now();
+        let sent = (Instant::now(), self.links.clock.boot_ns());
         match self.call(PeerBody::Append(rpc)).await.map_err(|e| unreachable(&e))? {
             PeerAnswer::Append(reply) => {
                 if !matches!(reply, AppendReply::HigherVote(_)) {

@@ -29,6 +29,7 @@ type Table = Arc<Mutex<Vec<Option<Group<Journal>>>>>;
 struct Book {
     acked: BTreeSet<String>,
     reads: u64,
+    leased: u64,
     trace: DefaultHasher,
 }
 
@@ -66,10 +67,15 @@ impl Worker {
 
     async fn read(&self, group: &Group<Journal>) {
         let before: Vec<String> = self.book.lock().acked.iter().cloned().collect();
-        if group.read_barrier().await.is_err() {
-            return;
-        }
-        let seen = texts(group);
+        let leased = group.read_leased(|j| count(j));
+        let seen = match leased {
+            Some(seen) => {
+                self.book.lock().leased += 1;
+                seen
+            }
+            None if group.read_barrier().await.is_err() => return,
+            None => texts(group),
+        };
         self.book.lock().reads += 1;
         for text in before {
             assert!(seen.contains_key(&text), "seed {}: stale read: {text:.20} was acknowledged before", self.seed);
@@ -78,12 +84,14 @@ impl Worker {
 }
 
 fn texts(group: &Group<Journal>) -> BTreeMap<String, u32> {
+    group.read(|j| count(j))
+}
+
+fn count(j: &Journal) -> BTreeMap<String, u32> {
     let mut all = BTreeMap::new();
-    group.read(|j| {
-        for (_, p) in &j.entries {
-            *all.entry(String::from_utf8_lossy(p).into_owned()).or_default() += 1;
-        }
-    });
+    for (_, p) in &j.entries {
+        *all.entry(String::from_utf8_lossy(p).into_owned()).or_default() += 1;
+    }
     all
 }
 
@@ -138,7 +146,7 @@ async fn nemesis(c: &mut Cluster, table: &Table, rng: &TestRng, until: Instant) 
 }
 
 /// One history; answers a hash of everything that clients saw.
-async fn history(seed: u64, planted: Planted) -> (u64, usize, u64) {
+async fn history(seed: u64, planted: Planted) -> (u64, usize, u64, u64) {
     let mut c = Cluster::empty(3, seed);
     c.planted = planted;
     c.checkpoint_bytes = 16 << 10;
@@ -183,7 +191,7 @@ async fn history(seed: u64, planted: Planted) -> (u64, usize, u64) {
         assert_eq!(*n, 1, "seed {seed}: applied twice: {text:.20}");
     }
     c.texts(0).hash(&mut book.trace);
-    (book.trace.finish(), book.acked.len(), book.reads)
+    (book.trace.finish(), book.acked.len(), book.reads, book.leased)
 }
 
 #[test]
@@ -193,16 +201,17 @@ fn chaos_loses_nothing_and_reads_nothing_stale() {
         Some(seed) => vec![seed],
         None => (0..number("FUSEFS_SEEDS").unwrap_or(60)).chain(FOUND_BUGS).collect(),
     };
-    let (mut acked, mut reads) = (0, 0);
+    let (mut acked, mut reads, mut leased) = (0, 0, 0);
     for seed in seeds {
         simulate(async {
-            let (_, a, r) = history(seed, Planted::default()).await;
+            let (_, a, r, l) = history(seed, Planted::default()).await;
             acked += a;
             reads += r;
+            leased += l;
         });
     }
-    println!("{acked} acknowledged writes, {reads} linearizable reads");
-    assert!(acked > 100 && reads > 100);
+    println!("{acked} acknowledged writes, {reads} linearizable reads, {leased} of them under a lease");
+    assert!(acked > 100 && reads > 100 && leased > 100 && leased < reads);
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl Cluster {
         let components = Components {
             disk: Arc::new(node.disk.clone()) as Arc<dyn Disk>,
             net: self.net.endpoint(node.id),
-            clock: Arc::new(TestClock),
+            clock: Arc::new(TestClock::new()),
             rng: Arc::new(TestRng::new(self.seed ^ (self.starts << 32))),
         };
         let host = Host::open(settings, components, Arc::new(|_| Journal::default())).await.unwrap();

@@ -28,7 +28,7 @@ async fn open(dir: &Path, i: usize) -> Result<Arc<Host<Journal>>, HostError> {
     let components = Components {
         disk: RealDisk::open(dir.join(format!("n{i}")))?,
         net,
-        clock: Arc::new(TestClock),
+        clock: Arc::new(TestClock::new()),
         rng: Arc::new(TestRng::new(i as u64)),
     };
     Host::open(settings, components, Arc::new(|_| Journal::default())).await

@@ -55,14 +55,21 @@ impl Frozen for Journal {
     }
 }
 
-pub struct TestClock;
+/// Follows tokio's clock, which the simulated tests pause.
+pub struct TestClock(tokio::time::Instant);
+
+impl TestClock {
+    pub fn new() -> Self {
+        TestClock(tokio::time::Instant::now())
+    }
+}
 
 impl Clock for TestClock {
     fn wall_ns(&self) -> u64 {
         1_700_000_000_000_000_000
     }
     fn boot_ns(&self) -> u64 {
-        1
+        1 + self.0.elapsed().as_nanos() as u64
     }
 }
 
