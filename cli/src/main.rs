@@ -11,6 +11,10 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    if let Some(code) = cmd::keeper_process() {
+        return code;
+    }
     end_quietly_when_nobody_reads();
     match command_line().and_then(cmd::run) {
         Ok(code) => code,

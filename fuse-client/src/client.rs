@@ -110,19 +110,41 @@ impl Meta for Remote {
     }
 }
 
-/// Session and vfs without a kernel mount. Must be called inside a tokio runtime.
+/// Which session a client process opens or takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attach {
+    /// Kernel connection.
+    pub mount: MountId,
+    /// Session of the previous process, 0 = a new one.
+    pub session: SessionId,
+    /// Attach generation and number of this process.
+    pub token: Token,
+}
+
+/// Session and vfs without a kernel mount: a new session. Must be called inside a tokio runtime.
 pub async fn connect(
     settings: &ClientSettings,
     components: Components,
 ) -> Result<(Arc<MetaClient>, Arc<Vfs>), ClientError> {
+    let mount = MountId(components.rng.next_u128());
+    let token = Token { attach: 0, incarnation: Incarnation(1) };
+    connect_as(settings, components, Attach { mount, session: SessionId(0), token }).await
+}
+
+/// As [`connect`], with a session of a previous process.
+pub async fn connect_as(
+    settings: &ClientSettings,
+    components: Components,
+    attach: Attach,
+) -> Result<(Arc<MetaClient>, Arc<Vfs>), ClientError> {
     let mut meta_settings = MetaSettings::new(settings.masters.clone(), settings.credential.clone());
     meta_settings.io_timeout = settings.mount.io_timeout;
-    let (clock, mount_id) = (components.clock.clone(), MountId(components.rng.next_u128()));
+    let (clock, mount_id) = (components.clock.clone(), attach.mount);
     let request = SessionRequest {
         volume: settings.volume.clone(),
         mount: mount_id,
-        session: SessionId(0),
-        token: Token { attach: 0, incarnation: Incarnation(1) },
+        session: attach.session,
+        token: attach.token,
         client: settings.name.clone(),
         read_only: settings.mount.read_only,
     };

@@ -5,8 +5,14 @@
 
 pub mod client;
 pub mod fuse;
+#[cfg(target_os = "linux")]
+pub mod keeper;
 pub mod meta;
+#[cfg(target_os = "linux")]
+pub mod supervise;
 pub mod vfs;
+#[cfg(target_os = "linux")]
+pub mod worker;
 
 pub use client::{Client, ClientError, ClientSettings};
 pub use meta::Meta;

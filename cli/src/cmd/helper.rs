@@ -19,7 +19,11 @@ const VALUES: &[&str] = &[
     "threads",
     "io_timeout",
     "close_timeout",
+    "state_dir",
+    "journal_mib",
 ];
+/// Our options without a value.
+const FLAGS: &[&str] = &["allow_other", "no_keeper", "no_watchdog", "no_protect"];
 
 /// Translates `mount.fusefs SOURCE DIR [-sfnv] [-o OPTIONS]` into arguments of `fusefs`. Several masters are
 /// joined by `+`, because commas separate options: `master=a:7000+b:7000`.
@@ -45,10 +49,10 @@ pub fn from_mount_helper(args: &[String]) -> Result<Vec<String>> {
                 out.push(v.replace('+', ","));
             }
             None if o == "ro" => out.push("--read-only".into()),
-            None if o == "allow_other" => out.push("--allow-other".into()),
+            None if FLAGS.contains(&o.as_str()) => out.push(format!("--{}", o.replace('_', "-"))),
             None if IGNORED.contains(&o.as_str()) => {}
             _ if o.starts_with("x-") || o.starts_with("comment=") => {}
-            _ => bail!("mount.fusefs: unknown option `{o}`; known are ro, allow_other, {}", VALUES.join("=, ")),
+            _ => bail!("mount.fusefs: unknown option `{o}`; known are ro, {}, {}=", FLAGS.join(", "), VALUES.join("=, ")),
         }
     }
     Ok(out)

@@ -5,7 +5,10 @@ mod dev;
 mod docs;
 mod fsck;
 mod helper;
+mod journal;
 mod mount;
+#[cfg(target_os = "linux")]
+mod parts;
 mod serve;
 mod status;
 mod store;
@@ -16,6 +19,8 @@ use anyhow::Result;
 use std::process::ExitCode;
 
 pub use helper::from_mount_helper;
+#[cfg(target_os = "linux")]
+pub use parts::keeper_process;
 
 /// Executes the command line.
 pub fn run(cli: Cli) -> Result<ExitCode> {
@@ -28,6 +33,16 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Man { dir } => docs::man(&dir).map(done),
         Command::Umount(a) => mount::umount(&a).map(done),
+        Command::Mount(a) => mount::run(*a, common_args(&cli.log, cli.log_json)).map(done),
+        Command::Journal(c) => journal::run(c).map(done),
+        #[cfg(target_os = "linux")]
+        Command::Upgrade(a) => mount::upgrade(&a).map(done),
+        #[cfg(target_os = "linux")]
+        Command::Keeper(a) => parts::keeper(&a).map(done),
+        #[cfg(target_os = "linux")]
+        Command::Adopt(a) => parts::adopt(&a, common_args(&cli.log, cli.log_json)).map(done),
+        #[cfg(target_os = "linux")]
+        Command::Client(a) => parts::client(&a),
         other => runtime()?.block_on(run_async(other)),
     }
 }
@@ -41,19 +56,26 @@ async fn run_async(command: Command) -> Result<ExitCode> {
         Command::Dev(a) => dev::run(*a).await.map(done),
         Command::Master(a) => serve::master(a).await.map(done),
         Command::Metanode(a) => serve::metanode(a).await.map(done),
-        Command::Mount(a) => mount::run(*a).await.map(done),
         Command::Store(c) => store::run(c).await.map(done),
         Command::Volume(c) => volume::run(c).await.map(done),
         Command::Status(a) => status::run(a).await,
         Command::Fsck(a) => fsck::run(a).await,
-        Command::Bench(_) | Command::Completions { .. } | Command::Man { .. } | Command::Umount(_) => {
-            Ok(ExitCode::FAILURE)
-        }
+        // Those above, and on other systems than Linux those that need its /dev/fuse.
+        _ => anyhow::bail!("this command does not exist on this system"),
     }
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// What every process of a mount gets, so that all log alike.
+fn common_args(log: &str, json: bool) -> Vec<std::ffi::OsString> {
+    let mut args = vec!["--log".into(), log.into()];
+    if json {
+        args.push("--log-json".into());
+    }
+    args
 }
 
 fn logging(cli: &Cli) {

@@ -2,7 +2,7 @@
 
 use super::serve::shutdown;
 use crate::{
-    args::{MountArgs, MountOptions, UmountArgs},
+    args::{MountArgs, MountOptions, UmountArgs, UpgradeArgs},
     cluster::{components, credential},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -11,7 +11,11 @@ use fusefs_fuse_client::{
     Client, ClientSettings,
     fuse::{MountSettings, Unmounter},
 };
-use std::{path::Path, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// How long the end of a mount waits for data that is not in the store yet.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -54,16 +58,85 @@ fn host_name() -> String {
 }
 
 /// Mounts and serves until unmounted or told to end.
-pub async fn run(a: MountArgs) -> Result<()> {
+pub fn run(mut a: MountArgs, common: Vec<OsString>) -> Result<()> {
     if a.background {
-        return background();
+        return background(&a);
     }
     let credential = credential(a.cluster.token_file.as_deref())?;
+    if a.supervision.no_keeper || !cfg!(target_os = "linux") {
+        return super::runtime()?.block_on(in_process(a, credential));
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use fusefs_fuse_client::{fuse, keeper, supervise};
+        keeper::sys::close_inherited();
+        let what = format!("mounting {} at {}", a.volume, a.mountpoint.display());
+        // From here on our working directory must not matter: others start us again.
+        a.mountpoint = fuse::prepare_point(&a.mountpoint).with_context(|| what.clone())?;
+        let absolute = |p: &mut Option<PathBuf>| -> std::io::Result<()> {
+            *p = p.as_deref().map(std::path::absolute).transpose()?;
+            Ok(())
+        };
+        absolute(&mut a.cluster.token_file)?;
+        absolute(&mut a.supervision.state_dir)?;
+        let ended = supervise::mount(plan(&a, common)?).with_context(|| what)?;
+        return told(&ended);
+    }
+    #[allow(unreachable_code)] // only where the block above does not exist
+    {
+        let _ = (&mut a, common);
+        bail!("mounts are not supported on this system")
+    }
+}
+
+/// What the supervisor needs.
+#[cfg(target_os = "linux")]
+pub fn plan(a: &MountArgs, common: Vec<OsString>) -> Result<fusefs_fuse_client::supervise::Plan> {
+    use fusefs_fuse_client::supervise::Plan;
+    let settings = settings(&a.volume, &a.mountpoint, a.cluster.master.clone(), Bytes::new(), &a.options);
+    let (volume, point, announce) = (a.volume.clone(), a.mountpoint.clone(), a.announce);
+    Ok(Plan {
+        mount: settings.mount,
+        state_dir: a.supervision.state_dir.clone(),
+        journal_bytes: a.supervision.journal_mib << 20,
+        protect: !a.supervision.no_protect,
+        watchdog: !a.supervision.no_watchdog,
+        exit_with_parent: a.exit_with_parent,
+        mount_id: components().rng.next_u128(),
+        spec: serde_json::to_vec(a).context("options of the mount")?,
+        common_args: common,
+        labels: vec![a.volume.clone().into(), a.mountpoint.clone().into_os_string()],
+        announce: Box::new(move || {
+            eprintln!("{volume} is mounted at {}", point.display());
+            if announce {
+                println!("{volume} is mounted at {}", point.display());
+            }
+        }),
+    })
+}
+
+/// The end of a supervised mount, for the exit code.
+#[cfg(target_os = "linux")]
+pub fn told(ended: &fusefs_fuse_client::supervise::Ended) -> Result<()> {
+    let Some(journal) = &ended.journal else { return Ok(()) };
+    bail!(
+        "not everything could be written to the object store; it is kept in {}: mount again to write it, or see: \
+         fusefs journal list {}",
+        journal.display(),
+        journal.display()
+    )
+}
+
+/// One process, no journal.
+async fn in_process(a: MountArgs, credential: Bytes) -> Result<()> {
     let settings = settings(&a.volume, &a.mountpoint, a.cluster.master.clone(), credential, &a.options);
     let client = Client::mount(&settings, components())
         .await
         .with_context(|| format!("mounting {} at {}", a.volume, a.mountpoint.display()))?;
     eprintln!("{} is mounted at {}", a.volume, a.mountpoint.display());
+    if a.announce {
+        println!("{} is mounted at {}", a.volume, a.mountpoint.display());
+    }
     serve(client, shutdown(a.exit_with_parent)).await
 }
 
@@ -94,31 +167,68 @@ fn unmount(unmounter: &Unmounter) -> Result<()> {
     Ok(())
 }
 
-/// Starts the same command without --background and returns when it is mounted.
-fn background() -> Result<()> {
+/// Starts the same command without --background and returns when it is mounted. What it says later goes to a file.
+fn background(a: &MountArgs) -> Result<()> {
     use std::io::{BufRead, BufReader};
     use std::os::unix::process::CommandExt;
-    let args = std::env::args().skip(1).filter(|a| a != "--background" && a != "-b");
-    let mut child = std::process::Command::new(std::env::current_exe()?)
-        .args(args)
-        .stdin(std::process::Stdio::null())
-        .stderr(std::process::Stdio::piped())
+    use std::process::{Command, Stdio};
+    let log = log_file(a)?;
+    let from = std::fs::metadata(&log).map_or(0, |m| m.len());
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(&log);
+    let file = file.with_context(|| format!("opening the log {}", log.display()))?;
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(arguments_without_background())
+        .arg("--announce")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(file)
         .process_group(0)
         .spawn()?;
-    let Some(stderr) = child.stderr.take() else { bail!("no pipe to the mount process") };
-    for line in BufReader::new(stderr).lines() {
-        let line = line?;
-        if line.contains(" is mounted at ") {
-            println!("{line} (pid {})", child.id());
-            return Ok(());
-        }
-        eprintln!("{line}");
+    let Some(stdout) = child.stdout.take() else { bail!("no pipe to the mount process") };
+    if let Some(line) = BufReader::new(stdout).lines().find_map(|l| l.ok().filter(|l| l.contains(" is mounted at "))) {
+        println!("{line} (pid {}, log {})", child.id(), log.display());
+        return Ok(());
     }
-    bail!("the mount process ended: {}", child.wait()?)
+    let status = child.wait()?;
+    let said = std::fs::read(&log).unwrap_or_default();
+    let said = String::from_utf8_lossy(said.get(usize::try_from(from).unwrap_or(0)..).unwrap_or_default()).into_owned();
+    bail!("the mount process ended ({status}):\n{}", said.trim())
 }
 
-/// Unmounts a path, dead or alive.
+/// The arguments of a mount in the foreground; under the name `mount.fusefs` they come from mount(8).
+fn arguments_without_background() -> Vec<String> {
+    let args: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
+    let helper = args.first().is_some_and(|a| a.rsplit('/').next() == Some("mount.fusefs"));
+    let own = if helper { super::from_mount_helper(&args[1..]).unwrap_or_default() } else { args };
+    own.into_iter().skip(1).filter(|a| a != "--background" && a != "-b").collect()
+}
+
+/// Where a mount in the background writes its messages.
+#[cfg(target_os = "linux")]
+fn log_file(a: &MountArgs) -> Result<PathBuf> {
+    let dir = match &a.supervision.state_dir {
+        Some(dir) => dir.clone(),
+        None => {
+            let point = a.mountpoint.canonicalize().unwrap_or_else(|_| a.mountpoint.clone());
+            fusefs_fuse_client::supervise::dirs::default_state(&point)?
+        }
+    };
+    std::fs::create_dir_all(&dir).with_context(|| format!("creating the state directory {}", dir.display()))?;
+    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    Ok(dir.join("mount.log"))
+}
+
+/// Where a mount in the background writes its messages.
+#[cfg(not(target_os = "linux"))]
+fn log_file(_: &MountArgs) -> Result<PathBuf> {
+    Ok("/dev/null".into())
+}
+
+/// Unmounts a path, dead or alive. A regular unmount returns when everything is flushed and the mount's processes are
+/// gone.
 pub fn umount(a: &UmountArgs) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    let supervisor = supervisor_of(&a.mountpoint);
     let unmounter = Unmounter::new(&a.mountpoint);
     let result = if a.lazy { unmounter.detach() } else { unmounter.unmount() };
     result.with_context(|| {
@@ -127,5 +237,36 @@ pub fn umount(a: &UmountArgs) -> Result<()> {
             a.mountpoint.display(),
             a.mountpoint.display()
         )
-    })
+    })?;
+    #[cfg(target_os = "linux")]
+    if let Some(supervisor) = supervisor.filter(|_| !a.lazy) {
+        let ended = fusefs_fuse_client::supervise::wait_for_end(&supervisor, FLUSH_TIMEOUT + Duration::from_secs(30));
+        ensure!(ended, "unmounted, but the last data is still being written; see: fusefs journal list");
+    }
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn supervisor_of(mountpoint: &Path) -> Option<fusefs_fuse_client::keeper::Channel> {
+    use fusefs_fuse_client::{fuse::untouched_point, keeper::Channel, supervise::dirs};
+    let runtime = dirs::find(&untouched_point(mountpoint)).pop()?;
+    Channel::connect(&dirs::supervisor_socket(&runtime)).ok()
+}
+
+/// Swaps the client of a mount.
+#[cfg(target_os = "linux")]
+pub fn upgrade(a: &UpgradeArgs) -> Result<()> {
+    use fusefs_fuse_client::{fuse::untouched_point, supervise};
+    let point = untouched_point(&a.mountpoint);
+    let runtime = supervise::dirs::find(&point).pop().with_context(|| {
+        format!("{} is no mount of this user with a keeper; `fusefs mount` without --no-keeper makes one", point.display())
+    })?;
+    let binary = a.binary.clone().map_or_else(std::env::current_exe, Ok)?;
+    let before = supervise::processes(&runtime).client;
+    supervise::request_upgrade(&runtime, &binary, Duration::from_secs(u64::from(a.timeout)))
+        .with_context(|| format!("upgrading {} to {}", point.display(), binary.display()))?;
+    let after = supervise::processes(&runtime).client;
+    let pid = |p: Option<u32>| p.map_or_else(|| "?".to_owned(), |p| p.to_string());
+    println!("{}: client {} replaced by {} ({})", point.display(), pid(before), pid(after), binary.display());
+    Ok(())
 }

@@ -108,24 +108,31 @@ pub fn mount_filesystem(settings: &MountSettings, fs: impl Filesystem) -> Result
 /// ordinary users go through fusermount3.
 #[cfg(target_os = "linux")]
 fn connect<F: Filesystem>(settings: &MountSettings, point: &Path, fs: F) -> std::io::Result<Session<F>> {
-    use nix::mount::MsFlags;
     let config = config(settings);
     if !nix::unistd::geteuid().is_root() {
         return Session::new(fs, point, &config);
     }
+    let device = mount_directly(settings, point)?;
+    let acl = config.acl;
+    Session::from_fd(fs, device, acl, config).inspect_err(|_| {
+        let _ = Unmounter { point: point.into() }.detach(); // the handshake's error is the one to tell
+    })
+}
+
+/// mount(2) by root; the kernel's INIT waits in the returned device.
+#[cfg(target_os = "linux")]
+pub(super) fn mount_directly(settings: &MountSettings, point: &Path) -> std::io::Result<std::os::fd::OwnedFd> {
+    use nix::mount::MsFlags;
     let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
     let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
     let mut options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions");
-    if config.acl == SessionACL::All {
+    if settings.allow_other.unwrap_or(true) {
         options.push_str(",allow_other");
     }
     let flags = if settings.read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
     let kind = format!("fuse.{SUBTYPE}");
     nix::mount::mount(Some(settings.source.as_str()), point, Some(kind.as_str()), flags, Some(options.as_str()))?;
-    let acl = config.acl;
-    Session::from_fd(fs, device.into(), acl, config).inspect_err(|_| {
-        let _ = Unmounter { point: point.into() }.detach(); // the handshake's error is the one to tell
-    })
+    Ok(device.into())
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -151,7 +158,7 @@ fn config(settings: &MountSettings) -> Config {
 }
 
 /// Checks the mount point and detaches a dead mount of ours from it. Returns the path as the kernel names it.
-fn prepare(path: &Path) -> Result<PathBuf, MountError> {
+pub(super) fn prepare(path: &Path) -> Result<PathBuf, MountError> {
     #[cfg(target_os = "linux")]
     if let Some(point) = absolute(path) {
         // The parent is resolved, the last part is not looked at: on a dead mount every look fails with ENOTCONN, on a
@@ -169,6 +176,19 @@ fn prepare(path: &Path) -> Result<PathBuf, MountError> {
     #[cfg(target_os = "linux")]
     refuse_busy(&point)?; // again: the path may have led through a symbolic link
     Ok(point)
+}
+
+/// The mount point as the kernel names it, after the checks of a mount: it is a directory, nothing lives there, a dead mount
+/// was detached.
+#[cfg(target_os = "linux")]
+pub fn prepare_point(path: &Path) -> Result<PathBuf, MountError> {
+    prepare(path)
+}
+
+/// A mount point's path without a look at the mount itself, which may wait: only the parent is resolved.
+#[cfg(target_os = "linux")]
+pub fn untouched_point(path: &Path) -> PathBuf {
+    absolute(path).unwrap_or_else(|| path.into())
 }
 
 #[cfg(target_os = "linux")]
@@ -231,7 +251,7 @@ fn fusermount(point: &Path) -> nix::Result<()> {
     if status.is_ok_and(|s| s.success()) { Ok(()) } else { Err(nix::errno::Errno::EPERM) }
 }
 
-fn explain(point: &Path, e: std::io::Error) -> MountError {
+pub(super) fn explain(point: &Path, e: std::io::Error) -> MountError {
     let no_device = !Path::new("/dev/fuse").exists() && cfg!(target_os = "linux");
     if no_device || matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) {
         return MountError::NoFuse(e);
@@ -241,7 +261,7 @@ fn explain(point: &Path, e: std::io::Error) -> MountError {
 
 /// The kernel reads ahead 128 KiB per request unless told otherwise (measured: 8 times as many READs). Needs root;
 /// without it, our own read-ahead has to do.
-fn raise_read_ahead(point: &Path) {
+pub(super) fn raise_read_ahead(point: &Path) {
     #[cfg(target_os = "linux")]
     {
         let device = super::mountinfo::read().ok().and_then(|l| Some(super::mountinfo::at(&l, point)?.device.clone()));

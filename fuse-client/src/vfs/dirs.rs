@@ -19,6 +19,15 @@ const AFTER_DOTS: u64 = 2;
 /// Questions about remote children that one listing has under way.
 const REMOTE_ATTRS_AT_ONCE: usize = 32;
 
+/// Which attributes a listing gives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attrs {
+    None,
+    /// What the directory's partition has.
+    Known,
+    All,
+}
+
 /// The page of names that each open directory stream read last. Soft state: without it a page is asked for again.
 #[derive(Default)]
 pub(super) struct Listings(Mutex<HashMap<(Ino, u64), DirPage>>);
@@ -129,6 +138,16 @@ impl Vfs {
     /// Entries behind `offset`: 1 RPC per `READDIR_ENTRIES_MAX` names, 0 while the stream's page lasts. Reading from the
     /// start always asks.
     pub async fn readdir(&self, _rq: &Request, ino: Ino, fh: u64, offset: u64, plus: bool) -> FsResult<DirPage> {
+        self.list(ino, fh, offset, if plus { Attrs::All } else { Attrs::None }).await
+    }
+
+    /// As [`Vfs::readdir`] with `plus`, but attributes of children that live in other partitions stay unknown: no RPC per
+    /// child. For transports that can send an entry without attributes.
+    pub async fn readdir_known(&self, _rq: &Request, ino: Ino, fh: u64, offset: u64) -> FsResult<DirPage> {
+        self.list(ino, fh, offset, Attrs::Known).await
+    }
+
+    async fn list(&self, ino: Ino, fh: u64, offset: u64, attrs: Attrs) -> FsResult<DirPage> {
         self.gate().await?;
         let before = self.listings.0.lock().get(&(ino, fh)).cloned();
         if offset > 0
@@ -143,7 +162,7 @@ impl Vfs {
             (Some(p), _) if p.entries.last().is_some_and(|e| e.cookie == after) => p.walk,
             _ => Some((u64::MAX, 0)), // not from the start: never complete
         };
-        let mut page = self.fetch_page(ino, after, plus, walk).await?;
+        let mut page = self.fetch_page(ino, after, attrs, walk).await?;
         if Handle::unpack(fh).is_some() {
             self.listings.0.lock().insert((ino, fh), page.clone());
         }
@@ -151,14 +170,15 @@ impl Vfs {
         Ok(page)
     }
 
-    async fn fetch_page(&self, ino: Ino, after: u64, plus: bool, walk: Option<(u64, u64)>) -> FsResult<DirPage> {
+    async fn fetch_page(&self, ino: Ino, after: u64, attrs: Attrs, walk: Option<(u64, u64)>) -> FsResult<DirPage> {
         self.miss();
         let epoch = self.names.epoch(ino);
         let sent = self.now();
         let limit = limits::READDIR_ENTRIES_MAX as u32;
+        let plus = attrs != Attrs::None;
         let reply = self.meta.read(Read::ReadDir { ino, after, limit, plus }).await?;
         let ReadReply::Entries { mut entries, end, dir } = reply else { return Err(unexpected("readdir")) };
-        if plus {
+        if attrs == Attrs::All {
             self.complete_attrs(&mut entries).await?;
         }
         let (until, dir_until) = (self.entry_until(sent), self.attr_until(sent));

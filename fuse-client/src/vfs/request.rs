@@ -7,20 +7,38 @@ use fusefs_types::{
 };
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::{sync::Arc, time::Duration};
+use tokio::sync::Notify;
 
-/// Set when the application was interrupted; long waits look at it. A transport that cannot deliver interrupts (fuser)
-/// never sets it.
+/// Set when the application was interrupted; long waits look at it or wait for it. A transport that cannot deliver
+/// interrupts (fuser) never sets it.
 #[derive(Clone, Debug, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(Arc<Raised>);
+
+#[derive(Debug, Default)]
+struct Raised {
+    set: AtomicBool,
+    changed: Notify,
+}
 
 impl Interrupt {
     /// The application was interrupted.
     pub fn raise(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.set.store(true, Ordering::Release);
+        self.0.changed.notify_waiters();
     }
     /// Whether it was.
     pub fn raised(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.set.load(Ordering::Acquire)
+    }
+    /// Returns once it was.
+    pub async fn wait(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.raised() {
+                return;
+            }
+            changed.await;
+        }
     }
 }
 

@@ -1,0 +1,157 @@
+//! How a supervisor comes to its mount: made fresh, or taken over from the keeper.
+
+use super::{
+    Adopted, Plan, SuperviseError,
+    child::{KeeperProcess, Process},
+    dirs::{self, Claim, Dirs},
+    journal,
+    record::{ClientRecord, EndRecord, Phase, names},
+    run::Supervisor,
+};
+use crate::{
+    fuse::{
+        MountError, Unmounter,
+        device::{Attached, attach, set_immutable},
+        prepare_point,
+    },
+    keeper::{Item, Store, sys},
+};
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+use std::{
+    ffi::OsString,
+    io,
+    os::{fd::AsFd, unix::ffi::OsStrExt},
+    path::Path,
+};
+
+/// File in the state directory: the directory underneath is unwritable because of us.
+const PROTECTED: &str = "protected";
+/// How often an adopting supervisor looks whether its predecessor's lock is free (its last child may just be starting).
+const CLAIM_TRIES: u32 = 100;
+
+/// Mounts and starts keeper and client.
+pub(super) fn fresh(plan: Plan) -> Result<Supervisor, SuperviseError> {
+    let signals = signals()?;
+    let point = prepare_point(&plan.mount.mountpoint)?;
+    let (dirs, claim) = dirs::claim(&point, plan.state_dir.as_deref())
+        .map_err(|e| SuperviseError::File("directories of the mount".into(), e))?;
+    let mut store = Store::default();
+    journal::open(&dirs.state, plan.journal_bytes, &mut store)?;
+    let bytes = |b: &[u8]| Item { bytes: b.to_vec(), fd: None };
+    let file = |fd| Item { bytes: Vec::new(), fd: Some(fd) };
+    store.put(names::HANDLES, file(sys::memfd(c"fusefs-handles")?));
+    store.put(names::SLOTS, file(sys::memfd(c"fusefs-slots")?));
+    store.put(names::SPEC, bytes(&plan.spec));
+    store.put(names::MOUNT, bytes(&plan.mount_id.to_le_bytes()));
+    store.put(names::DIRS, bytes(dirs.state.as_os_str().as_bytes()));
+    store.put(names::BINARY, file(sys::executable(Path::new("/proc/self/exe"))?));
+    let Attached { point, device, protected } = attach(&plan.mount, plan.protect)?;
+    if protected {
+        let _ = std::fs::write(dirs.state.join(PROTECTED), point.as_os_str().as_bytes()); // cleared by hand then
+    }
+    store.put(names::FUSE, file(device));
+    let undo = |e| {
+        let _ = Unmounter::new(&point).detach(); // nobody serves it, and nobody ever will
+        unprotect(&dirs);
+        e
+    };
+    let mut supervisor = start(plan, dirs.clone(), claim, store, signals, point.clone()).map_err(undo)?;
+    supervisor.start_client();
+    Ok(supervisor)
+}
+
+fn start(
+    plan: Plan,
+    dirs: Dirs,
+    claim: Claim,
+    store: Store,
+    signals: SignalFd,
+    point: std::path::PathBuf,
+) -> Result<Supervisor, SuperviseError> {
+    let exe = sys::executable(Path::new("/proc/self/exe"))?;
+    let keeper = KeeperProcess::start(exe.as_fd(), &dirs, &plan.common_args).map_err(SuperviseError::Keeper)?;
+    let stdin = parent_pipe(&plan)?;
+    let args = adopt_args(&plan, &dirs);
+    keeper.entrust(&store, exe.as_fd(), stdin.as_ref().map(AsFd::as_fd), &args).map_err(SuperviseError::Keeper)?;
+    Supervisor::new(plan, dirs, claim, store, signals, point, exe, keeper, stdin, args).map_err(SuperviseError::Io)
+}
+
+/// Takes over from the keeper; the client goes on if it lives.
+pub(super) fn adopted(from: Adopted, plan: Plan) -> Result<Supervisor, SuperviseError> {
+    let signals = signals()?;
+    let Adopted { channel, store, dirs } = from;
+    let claim = claim_again(&dirs)?;
+    let exe = sys::executable(Path::new("/proc/self/exe"))?;
+    let keeper = KeeperProcess::adopt(channel).map_err(SuperviseError::Keeper)?;
+    let stdin = parent_pipe(&plan)?;
+    let args = adopt_args(&plan, &dirs);
+    keeper.entrust(&Store::default(), exe.as_fd(), stdin.as_ref().map(AsFd::as_fd), &args)?;
+    let record = store.bytes(names::CLIENT).and_then(ClientRecord::decode);
+    let point = plan.mount.mountpoint.clone();
+    let mut s = Supervisor::new(plan, dirs, claim, store, signals, point, exe, keeper, stdin, args)?;
+    s.served = record.is_some_and(|r| r.phase != Phase::Starting) || s.store.get(names::INIT).is_some();
+    match record.as_ref().and_then(Process::adopt) {
+        Some(client) => s.adopt_client(client, record.map_or(Phase::Starting, |r| r.phase)),
+        None if s.end_record().is_some() => {}
+        None => s.start_client(),
+    }
+    Ok(s)
+}
+
+fn claim_again(dirs: &Dirs) -> Result<Claim, SuperviseError> {
+    for _ in 0..CLAIM_TRIES {
+        if let Some(claim) = dirs::lock(&dirs.state)? {
+            return Ok(claim);
+        }
+        // Nothing wakes us when the lock is let go.
+        let _ = nix::poll::poll(&mut [], 10_u8);
+    }
+    Err(io::Error::other("another supervisor serves this mount").into())
+}
+
+/// A copy of our standard input, for ourselves and for those who follow us.
+fn parent_pipe(plan: &Plan) -> io::Result<Option<std::os::fd::OwnedFd>> {
+    if plan.exit_with_parent { sys::duplicate(io::stdin()).map(Some) } else { Ok(None) }
+}
+
+/// How the keeper starts us again.
+fn adopt_args(plan: &Plan, dirs: &Dirs) -> Vec<OsString> {
+    let head = [OsString::from("adopt"), "--runtime".into(), dirs.runtime.clone().into_os_string()];
+    let tail = std::iter::once(OsString::from("--")).chain(plan.labels.iter().cloned());
+    head.into_iter().chain(plan.common_args.iter().cloned()).chain(tail).collect()
+}
+
+fn signals() -> io::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|s| mask.add(s));
+    mask.thread_block()?;
+    Ok(SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+/// Makes the directory underneath writable again if we had made it unwritable. Nothing may be mounted there any more.
+pub(super) fn unprotect(dirs: &Dirs) {
+    let marker = dirs.state.join(PROTECTED);
+    let Ok(path) = std::fs::read(&marker) else { return };
+    let point = Path::new(std::ffi::OsStr::from_bytes(&path));
+    let mounted = crate::fuse::mountinfo::read().map_or(true, |l| crate::fuse::mountinfo::at(&l, point).is_some());
+    if mounted {
+        return; // somebody else's mount lies there now
+    }
+    match set_immutable(point, false) {
+        Ok(_) => drop(std::fs::remove_file(marker)),
+        Err(error) => tracing::warn!(%error, point = %point.display(), "stays unwritable; see: chattr -i"),
+    }
+}
+
+/// What a mount that did not come to be leaves: nothing.
+pub(super) fn give_up(point: &Path) -> Result<(), MountError> {
+    Unmounter::new(point).detach().map_err(|e| MountError::Other(point.to_owned(), e))
+}
+
+/// The end as the last client reported it.
+pub(super) fn end_record(store: &Store) -> Option<EndRecord> {
+    store.bytes(names::ENDED).and_then(EndRecord::decode)
+}

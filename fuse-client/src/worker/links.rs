@@ -1,0 +1,137 @@
+//! A client's connections to the two processes that hold what it must not lose.
+//!
+//! What the client itself writes goes to both. After a restart of either it is pushed again, so that a holder that was
+//! killed knows it soon, and the supervisor's pings are answered here.
+
+use crate::{
+    keeper::{Channel, Item, protocol::Message},
+    supervise::dirs::{keeper_socket, supervisor_socket},
+};
+use nix::poll::PollTimeout;
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Between two tries to reach a holder that is being started again.
+const RETRY_MS: u8 = 10;
+/// Tries before a hand-over or a question counts as failed: both holders are dead for good then.
+const TRIES: u32 = 3_000;
+
+/// Answers whether the process does its work: it may block.
+pub type Alive = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Both links.
+pub struct Links {
+    runtime: PathBuf,
+    /// What this process wrote. Locked while it is being sent, so that an old value cannot overtake a new one.
+    own: Mutex<BTreeMap<String, Vec<u8>>>,
+    alive: Mutex<Option<Alive>>,
+}
+
+impl Links {
+    /// Connects to both and says hello to the supervisor; the threads live as long as the process.
+    pub fn start(runtime: &Path) -> io::Result<Arc<Links>> {
+        let links = Arc::new(Links { runtime: runtime.into(), own: Mutex::default(), alive: Mutex::default() });
+        for (name, keeper) in [("link-keeper", true), ("link-super", false)] {
+            let links = links.clone();
+            std::thread::Builder::new().name(name.into()).spawn(move || links.keep(keeper))?;
+        }
+        Ok(links)
+    }
+
+    /// What answers the supervisor's pings from now on.
+    pub fn set_alive(&self, alive: Alive) {
+        *self.alive.lock() = Some(alive);
+    }
+
+    /// An item from whichever holder answers. None = it does not exist.
+    pub fn get(&self, name: &str) -> io::Result<Option<Item>> {
+        self.retry(|path| Channel::connect(path)?.get(name))
+    }
+
+    /// All items from whichever holder answers.
+    pub fn all(&self) -> io::Result<crate::keeper::Store> {
+        self.retry(|path| Channel::connect(path)?.all())
+    }
+
+    /// Hands an item to both holders; returns when at least one has it. The other gets it as soon as it is back.
+    pub fn put(&self, name: &str, bytes: Vec<u8>) -> io::Result<()> {
+        let mut own = self.own.lock();
+        own.insert(name.to_owned(), bytes.clone());
+        let item = Item { bytes, fd: None };
+        let mut last = None;
+        for _ in 0..TRIES {
+            let results = self.sockets().map(|path| Channel::connect(&path)?.put(name, &item));
+            if results.iter().any(Result::is_ok) {
+                return Ok(());
+            }
+            last = results.into_iter().find_map(Result::err);
+            pause();
+        }
+        Err(last.unwrap_or_else(|| io::ErrorKind::TimedOut.into()))
+    }
+
+    fn sockets(&self) -> [PathBuf; 2] {
+        [keeper_socket(&self.runtime), supervisor_socket(&self.runtime)]
+    }
+
+    fn retry<T>(&self, ask: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
+        let mut last = None;
+        for _ in 0..TRIES {
+            for path in self.sockets() {
+                match ask(&path) {
+                    Ok(found) => return Ok(found),
+                    Err(e) => last = Some(e),
+                }
+            }
+            pause();
+        }
+        Err(last.unwrap_or_else(|| io::ErrorKind::TimedOut.into()))
+    }
+
+    /// One link's thread.
+    fn keep(&self, keeper: bool) {
+        let [keeper_path, supervisor_path] = self.sockets();
+        let path = if keeper { keeper_path } else { supervisor_path };
+        loop {
+            if let Ok(channel) = Channel::connect(&path)
+                && let Err(error) = self.attend(&channel, &path, keeper)
+            {
+                tracing::debug!(%error, socket = %path.display(), "a holder of the mount went away");
+            }
+            pause();
+        }
+    }
+
+    /// While a connection lasts.
+    fn attend(&self, channel: &Channel, path: &Path, keeper: bool) -> io::Result<()> {
+        {
+            let own = self.own.lock();
+            let pushing = Channel::connect(path)?;
+            for (name, bytes) in own.iter() {
+                pushing.put(name, &Item { bytes: bytes.clone(), fd: None })?;
+            }
+        }
+        if !keeper {
+            channel.send(&Message::Hello, &[])?;
+        }
+        while let Some((message, _)) = channel.receive()? {
+            let alive = self.alive.lock().clone();
+            if let Message::Ping(n) = message
+                && alive.is_none_or(|alive| alive())
+            {
+                channel.send(&Message::Pong(n), &[])?;
+            }
+        }
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+/// Nothing tells when a killed process is back.
+fn pause() {
+    let _ = nix::poll::poll(&mut [], PollTimeout::from(RETRY_MS));
+}
