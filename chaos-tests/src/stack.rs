@@ -117,8 +117,8 @@ impl Stack {
         &self.program
     }
 
-    /// Folder for mount points and the like; it goes with the stack.
-    pub fn folder(&self) -> &Path {
+    /// Scratch space of this deployment.
+    pub fn tmp(&self) -> &Path {
         self._tmp.path()
     }
 

@@ -37,14 +37,15 @@ impl Mounted {
     /// Describes a mount of `volume` at `<stack>/NAME`, with its state beside it. `options` and `env` are the mount
     /// command's.
     pub fn new(stack: &Stack, volume: &str, name: &str, options: &[&str], env: &[(&str, &str)]) -> Result<Mounted> {
-        let folder = stack.folder().join(format!("{name}.state"));
-        let point = stack.folder().join(name);
+        let folder = stack.tmp().join(format!("{name}.state"));
+        let point = stack.tmp().join(name);
         fs::create_dir_all(&point)?;
         fs::create_dir_all(&folder)?;
         let mut args = vec!["mount".into(), volume.into(), point.display().to_string(), "--exit-with-parent".into()];
         args.extend(["--state-dir".into(), folder.join("journal").display().to_string()]);
         args.extend(options.iter().map(|s| (*s).to_owned()));
-        let mut child = Child::new(name, stack.program(), args, None, &stack.dir.root().join(format!("log/{name}.log")))?;
+        let mut child =
+            Child::new(name, stack.program(), args, None, &stack.dir.root().join(format!("log/{name}.log")))?;
         for (key, value) in stack.env() {
             child = child.env(key, &value);
         }
@@ -171,7 +172,12 @@ impl Mount for Mounted {
             resent: sum("resent"),
             reserved: sum("reserved") + sum("rewritten"),
             replayed: sum("replayed"),
-            repeated: self.metrics.iter().filter_map(|a| metric(a, "fusefs_replies_repeated_total").ok()).max().unwrap_or(0),
+            repeated: self
+                .metrics
+                .iter()
+                .filter_map(|a| metric(a, "fusefs_replies_repeated_total").ok())
+                .max()
+                .unwrap_or(0),
         })
     }
 }

@@ -138,7 +138,8 @@ impl State {
     }
     /// A small HTTP server that is always overloaded.
     fn refuse(&self, mut client: TcpStream) -> std::io::Result<()> {
-        const BODY: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>SlowDown</Code><Message>injected</Message></Error>";
+        const BODY: &str =
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>SlowDown</Code><Message>injected</Message></Error>";
         let (mut pending, mut buf) = (Vec::new(), vec![0; 64 << 10]);
         loop {
             let head = loop {

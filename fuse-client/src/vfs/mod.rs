@@ -219,12 +219,7 @@ impl Vfs {
         }
     }
 
-    /// A request was read. Called before any step of it runs, and for all requests of an earlier process before
-    /// [`Vfs::resumed`] (PROTOCOL 16).
-    pub fn register(&self, _rq: &Request) {}
 
-    /// Every request that an earlier process of this mount read and did not answer has been registered.
-    pub fn resumed(&self) {}
 
     /// Commits everything that is dirty: before a clean unmount.
     pub async fn sync_all(&self) -> FsResult<()> {
