@@ -3,7 +3,12 @@
 
 use crate::versitygw;
 use anyhow::{Context, Result, bail, ensure};
+use fusefs_fuse_client::supervise::{self, Processes, dirs};
 use fusefs_local_cluster::{Child, ClusterDir, ProcessCluster, Shape};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -12,6 +17,9 @@ use std::{
 
 /// Bucket that the stack creates.
 pub const BUCKET: &str = "fusefs-test";
+
+/// Journal of a supervised mount: small, so that tests meet its limits.
+const TEST_JOURNAL_MIB: &str = "32";
 
 /// The whole deployment.
 pub struct Stack {
@@ -33,6 +41,8 @@ pub struct Client {
     pub child: Child,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
+    /// Whether it has a keeper; then it consists of three processes.
+    pub supervised: bool,
 }
 
 /// The `fusefs` binary: `FUSEFS_BIN`, or beside the test binary's folder.
@@ -147,8 +157,34 @@ impl Stack {
         Ok(stdout.into_owned())
     }
 
-    /// Mounts `volume`; answers the index in `clients`.
+    /// Mounts `volume` with one process that takes its mount along when it is killed; answers the index in `clients`.
     pub fn mount(&mut self, volume: &str, options: &[&str]) -> Result<usize> {
+        self.mount_as(volume, &[&["--no-keeper"], options].concat(), &[], false)
+    }
+
+    /// Mounts `volume` with keeper, supervisor and client, which inherit `env`.
+    pub fn mount_supervised(&mut self, volume: &str, options: &[&str], env: &[(&str, &str)]) -> Result<usize> {
+        let state = self._tmp.path().join(format!("state{}", self.clients.len())).display().to_string();
+        let own = ["--state-dir", &state, "--journal-mib", TEST_JOURNAL_MIB];
+        self.mount_as(volume, &[&own, options].concat(), env, true)
+    }
+
+    /// Directory of the journal of supervised mount `i`.
+    pub fn state_dir(&self, i: usize) -> PathBuf {
+        self._tmp.path().join(format!("state{i}"))
+    }
+
+    /// Scratch space of this deployment.
+    pub fn tmp(&self) -> &Path {
+        self._tmp.path()
+    }
+
+    /// The binary under test.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    fn mount_as(&mut self, volume: &str, options: &[&str], env: &[(&str, &str)], supervised: bool) -> Result<usize> {
         let n = self.clients.len();
         let mountpoint = self._tmp.path().join(format!("mnt{n}"));
         std::fs::create_dir_all(&mountpoint)?;
@@ -157,10 +193,10 @@ impl Stack {
         args.extend(options.iter().map(|s| (*s).to_owned()));
         let log = self.dir.root().join("log").join(format!("client-{n}.log"));
         let mut child = Child::new(&format!("client-{n}"), &self.program, args, None, &log)?;
-        for (k, v) in self.env() {
-            child = child.env(k, &v);
+        for (k, v) in self.env().iter().map(|(k, v)| (*k, v.as_str())).chain(env.iter().copied()) {
+            child = child.env(k, v);
         }
-        let mut client = Client { child, mountpoint };
+        let mut client = Client { child, mountpoint, supervised };
         client.start()?;
         self.clients.push(client);
         Ok(n)
@@ -197,11 +233,29 @@ impl Client {
         self.child.start()?;
         self.child.wait_for(|| is_mounted(&mountpoint))
     }
-    /// SIGKILL, then the dead mount is detached.
+    /// The processes of a supervised mount that run now.
+    pub fn processes(&self) -> Processes {
+        dirs::find(&self.mountpoint).last().map(|d| supervise::processes(d)).unwrap_or_default()
+    }
+    /// SIGKILL to everything that belongs to it, then the dead mount is detached.
     pub fn kill(&mut self) -> bool {
+        if self.supervised {
+            self.kill_family();
+        }
         let killed = self.child.kill();
         detach(&self.mountpoint);
         killed
+    }
+    /// Keeper and supervisor start each other again, so both are stopped before they are killed.
+    fn kill_family(&self) {
+        for dir in dirs::find(&self.mountpoint) {
+            let p = supervise::processes(&dir);
+            for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+                for pid in [p.supervisor, p.keeper, p.client].into_iter().flatten() {
+                    let _ = kill(Pid::from_raw(pid as i32), signal); // gone already
+                }
+            }
+        }
     }
     /// Clean end: everything flushed, unmounted.
     pub fn stop(&mut self) -> Result<()> {
@@ -216,8 +270,9 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.child.kill();
-        detach(&self.mountpoint);
+        self.kill();
+        // A mount that was killed leaves the directory underneath unwritable.
+        let _ = fusefs_fuse_client::fuse::device::set_immutable(&self.mountpoint, false);
     }
 }
 

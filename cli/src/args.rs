@@ -268,6 +268,10 @@ pub struct SupervisionArgs {
     /// Size of the journal in MiB, allocated at the first mount. Writers wait for the object store beyond it.
     #[arg(long, default_value_t = 256, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=65536))]
     pub journal_mib: u64,
+    /// How requests survive the death of a client: `auto` lets the kernel send them again (Linux 6.9 and later), `slots`
+    /// keeps them in memory that the keeper holds (what `auto` does on older kernels).
+    #[arg(long, value_enum, default_value_t = RecoveryArg::Auto, value_name = "MODE")]
+    pub recovery: RecoveryArg,
     /// Do not replace a client that gives no sign of life for 5 s (waiting requests are no reason; a stopped or stuck
     /// process is).
     #[arg(long)]
@@ -276,6 +280,16 @@ pub struct SupervisionArgs {
     /// that applications cannot fill the local disk while the volume is not mounted; see chattr(1), flag i.
     #[arg(long)]
     pub no_protect: bool,
+}
+
+/// How requests survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecoveryArg {
+    /// By kernel version.
+    Auto,
+    /// In slots.
+    Slots,
 }
 
 impl Default for SupervisionArgs {

@@ -21,6 +21,7 @@ const VALUES: &[&str] = &[
     "close_timeout",
     "state_dir",
     "journal_mib",
+    "recovery",
 ];
 /// Our options without a value.
 const FLAGS: &[&str] = &["allow_other", "no_keeper", "no_watchdog", "no_protect"];

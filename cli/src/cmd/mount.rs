@@ -100,6 +100,7 @@ pub fn plan(a: &MountArgs, common: Vec<OsString>) -> Result<fusefs_fuse_client::
         state_dir: a.supervision.state_dir.clone(),
         journal_bytes: a.supervision.journal_mib << 20,
         protect: !a.supervision.no_protect,
+        slots: a.supervision.recovery == crate::args::RecoveryArg::Slots,
         watchdog: !a.supervision.no_watchdog,
         exit_with_parent: a.exit_with_parent,
         mount_id: components().rng.next_u128(),

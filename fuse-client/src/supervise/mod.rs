@@ -31,6 +31,8 @@ pub struct Plan {
     pub journal_bytes: u64,
     /// Make the directory underneath unwritable.
     pub protect: bool,
+    /// Keep requests in slots, as on kernels before 6.9, although this kernel could send them again.
+    pub slots: bool,
     /// Kill a client that does not answer for [`WATCHDOG_MISSES`] seconds.
     pub watchdog: bool,
     /// Unmount when standard input ends.
@@ -46,6 +48,9 @@ pub struct Plan {
     /// Called once when the mount serves for the first time.
     pub announce: Box<dyn FnMut()>,
 }
+
+/// Value of the item [`names::RECOVERY`].
+pub const SLOTS_MODE: &[u8] = b"slots";
 
 /// Unanswered pings, one per second, after which a client counts as stuck. Time in which the supervisor itself did not
 /// run does not count; waiting requests never do (slow is not dead).

@@ -14,6 +14,8 @@ pub mod names {
     pub const HANDLES: &str = "handles";
     /// Memory file with request slots, for kernels without RESEND.
     pub const SLOTS: &str = "slots";
+    /// [`super::super::SLOTS_MODE`] when slots are to be used on every kernel.
+    pub const RECOVERY: &str = "recovery";
     /// Session of the mount (written by the client).
     pub const SESSION: &str = "session";
     /// Id of the kernel connection, 16 bytes.

@@ -1,7 +1,7 @@
 //! How a supervisor comes to its mount: made fresh, or taken over from the keeper.
 
 use super::{
-    Adopted, Plan, SuperviseError,
+    Adopted, Plan, SLOTS_MODE, SuperviseError,
     child::{KeeperProcess, Process},
     dirs::{self, Claim, Dirs},
     journal,
@@ -12,6 +12,7 @@ use crate::{
     fuse::{
         MountError, Unmounter,
         device::{Attached, attach, set_immutable},
+        kernel::SlotFile,
         prepare_point,
     },
     keeper::{Item, Store, sys},
@@ -43,7 +44,10 @@ pub(super) fn fresh(plan: Plan) -> Result<Supervisor, SuperviseError> {
     let bytes = |b: &[u8]| Item { bytes: b.to_vec(), fd: None };
     let file = |fd| Item { bytes: Vec::new(), fd: Some(fd) };
     store.put(names::HANDLES, file(sys::memfd(c"fusefs-handles")?));
-    store.put(names::SLOTS, file(sys::memfd(c"fusefs-slots")?));
+    store.put(names::SLOTS, file(SlotFile::create()?.into()));
+    if plan.slots {
+        store.put(names::RECOVERY, bytes(SLOTS_MODE));
+    }
     store.put(names::SPEC, bytes(&plan.spec));
     store.put(names::MOUNT, bytes(&plan.mount_id.to_le_bytes()));
     store.put(names::DIRS, bytes(dirs.state.as_os_str().as_bytes()));

@@ -4,7 +4,6 @@
 //! Order: journal lock (the previous client is dead) → everything from the keeper → INIT → new incarnation → session →
 //! index of the journal → the kernel sends again what was under way → serve.
 
-mod backend;
 mod links;
 mod session;
 mod steps;
@@ -15,13 +14,13 @@ pub use steps::{STEPS, Step, Steps};
 use crate::{
     Vfs,
     client::{Attach, ClientError, ClientSettings, connect_as},
+    fuse::kernel::{InitRecord, Recovery, ServeSettings, SlotFile, handshake, poison, serve},
     keeper::{Store, sys},
     supervise::{
-        names,
+        SLOTS_MODE, names,
         record::{ClientRecord, EXIT_PARK, EndRecord, Phase},
     },
 };
-use backend::{InitRecord, ServeSettings};
 use bytes::Bytes;
 use fusefs_meta_client::{Components, MetaClient};
 use fusefs_types::{
@@ -104,6 +103,7 @@ impl Worker {
             names::INIT,
             names::HANDLES,
             names::SLOTS,
+            names::RECOVERY,
             names::SESSION,
             names::MOUNT,
             names::SPEC,
@@ -135,9 +135,11 @@ impl Worker {
         };
         self.steps.reached(Step::Session);
         self.steps.reached(Step::Index);
-        let serve = ServeSettings { readers: settings.mount.readers, io_timeout: settings.mount.io_timeout };
+        let mut serving = ServeSettings::new(self.recovery(&init)?);
+        (serving.readers, serving.io_timeout) = (settings.mount.readers, settings.mount.io_timeout);
+        serving.close_timeout = settings.data.close_timeout;
         let runtime = tokio::runtime::Handle::current();
-        let serving = backend::serve(self.device()?, init, resumed, vfs.clone(), runtime.clone(), serve)
+        let serving = serve(self.device()?, init, resumed, vfs.clone(), runtime.clone(), serving)
             .map_err(step("serving the kernel"))?;
         self.steps.reached(Step::Resend);
         self.links.set_alive(turn_of(runtime));
@@ -169,6 +171,17 @@ impl Worker {
         Ok(end)
     }
 
+    /// How requests survive this process: the same for every process of the connection.
+    fn recovery(&self, init: &InitRecord) -> Result<Recovery, WorkerError> {
+        let slots = self.items.get(names::RECOVERY).is_some_and(|i| i.bytes == SLOTS_MODE);
+        if !slots && init.open().is_ok_and(|n| n.resend) {
+            return Ok(Recovery::Resend);
+        }
+        let file = self.items.fd(names::SLOTS).ok_or_else(|| io::Error::other("the keeper has no slots"));
+        let file = file.and_then(sys::duplicate).and_then(SlotFile::from_fd);
+        file.map(Recovery::Slots).map_err(step("opening the request slots"))
+    }
+
     /// The record of an earlier handshake, or the handshake.
     async fn init(&self) -> Result<InitRecord, WorkerError> {
         if let Some(bytes) = self.items.bytes(names::INIT) {
@@ -176,7 +189,7 @@ impl Worker {
         }
         let (device, links) = (self.device()?, self.links.clone());
         let shaking = tokio::task::spawn_blocking(move || {
-            backend::handshake(device.as_fd(), |record| links.put(names::INIT, record.0.to_vec()))
+            handshake(device.as_fd(), |record| links.put(names::INIT, record.0.to_vec()))
         });
         let shaken = shaking.await.unwrap_or_else(|e| Err(io::Error::other(e)));
         shaken.map_err(step("answering the kernel's INIT"))
@@ -225,8 +238,8 @@ impl Worker {
     /// The session is gone for good: every request gets an error, until the unmount.
     async fn poisoned(&self, init: InitRecord) -> Result<EndRecord, WorkerError> {
         self.tell(Phase::Poisoned)?;
-        let device = self.device()?;
-        let poisoning = tokio::task::spawn_blocking(move || backend::poison(device, init));
+        let (device, recovery) = (self.device()?, self.recovery(&init)?);
+        let poisoning = tokio::task::spawn_blocking(move || poison(device, &init, recovery));
         if let Ok(Err(error)) = poisoning.await {
             tracing::warn!(%error, "the kernel connection ended with an error");
         }

@@ -2,6 +2,8 @@
 
 mod cache;
 mod cluster;
+#[cfg(target_os = "linux")]
+mod kmount;
 mod local;
 mod mounted;
 mod rng;

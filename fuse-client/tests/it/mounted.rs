@@ -1,57 +1,100 @@
-//! A real mount, with the partition of `cluster.rs` behind it. Skipped, and said so, where /dev/fuse cannot be opened.
+//! Real mounts, with the partition of `cluster.rs` behind them, on our own transport in both recovery modes and on fuser.
+//! Skipped, and said so, where /dev/fuse cannot be opened or this is not root.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Client, Cluster};
+use crate::kmount::Kept;
 use crate::local::{Op, STEPS, assert_same, on_directory, random_op, tree_of_directory};
 use crate::rng::{Random, seeds};
 use fusefs_fuse_client::Settings;
+use fusefs_fuse_client::fuse::kernel::Serving;
 use fusefs_fuse_client::fuse::{MountError, MountSettings, Mounted, mount, mount_filesystem, mountinfo, passthrough};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
-fn usable() -> bool {
-    let ok = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+pub fn usable() -> bool {
+    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let ok = device.is_ok() && nix::unistd::geteuid().is_root();
     if !ok {
-        println!("skipped: /dev/fuse cannot be opened here");
+        println!("skipped: /dev/fuse cannot be opened here, or this is not root");
     }
     ok
 }
 
+/// Who speaks with the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    Fuser,
+    Resend,
+    Slots,
+}
+
+const TRANSPORTS: [Transport; 3] = [Transport::Resend, Transport::Slots, Transport::Fuser];
+
+enum AnyMount {
+    Fuser(Mounted),
+    Own(Kept, Option<Serving>),
+}
+
+impl AnyMount {
+    fn new(transport: Transport, client: &Client, dir: &Path, runtime: &tokio::runtime::Handle) -> AnyMount {
+        if transport == Transport::Fuser {
+            let settings = MountSettings::new(dir, "fusefs#test");
+            return AnyMount::Fuser(mount(&settings, client.vfs.clone(), runtime.clone()).unwrap());
+        }
+        let kept = Kept::mount(dir, transport == Transport::Slots).unwrap();
+        let serving = kept.serve(client.vfs.clone(), runtime.clone(), false);
+        AnyMount::Own(kept, Some(serving))
+    }
+    fn unmount(&mut self) -> std::io::Result<()> {
+        match self {
+            AnyMount::Fuser(m) => m.unmount(),
+            AnyMount::Own(kept, serving) => {
+                kept.unmount()?;
+                let serving = serving.take().unwrap();
+                let (dropped, late) = (&serving.stats().dropped_replies, &serving.stats().late_replies);
+                assert_eq!((dropped.load(Relaxed), late.load(Relaxed)), (0, 0));
+                serving.wait()
+            }
+        }
+    }
+}
+
 /// A runtime, a mount of one partition on it, and a directory to mount on.
 struct Rig {
-    mounted: Option<Mounted>,
+    transport: Transport,
+    mounted: Option<AnyMount>,
     cluster: Arc<Cluster>,
     dir: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Rig {
-    fn new() -> Rig {
+    fn new(transport: Transport) -> Rig {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let inside = runtime.enter();
         let cluster = Cluster::new();
         let client = cluster.client();
         drop(inside);
         let dir = tempfile::tempdir().unwrap();
-        let settings = MountSettings::new(dir.path(), "fusefs#test");
-        let mounted = mount(&settings, client.vfs.clone(), runtime.handle().clone()).unwrap();
-        Rig { mounted: Some(mounted), cluster, dir, runtime }
+        let mounted = AnyMount::new(transport, &client, dir.path(), runtime.handle());
+        Rig { transport, mounted: Some(mounted), cluster, dir, runtime }
     }
     fn path(&self) -> &Path {
         self.dir.path()
     }
     /// A second kernel's view of the same volume.
-    fn second(&self) -> (Mounted, tempfile::TempDir) {
+    fn second(&self) -> (AnyMount, tempfile::TempDir) {
         self.second_with(|_| {})
     }
-    fn second_with(&self, change: impl FnOnce(&mut Settings)) -> (Mounted, tempfile::TempDir) {
+    fn second_with(&self, change: impl FnOnce(&mut Settings)) -> (AnyMount, tempfile::TempDir) {
         let inside = self.runtime.enter();
         let client = self.cluster.client_with(change);
         drop(inside);
         let dir = tempfile::tempdir().unwrap();
-        let settings = MountSettings::new(dir.path(), "fusefs#test");
-        (mount(&settings, client.vfs.clone(), self.runtime.handle().clone()).unwrap(), dir)
+        (AnyMount::new(self.transport, &client, dir.path(), self.runtime.handle()), dir)
     }
     /// Validities end for our caches; the kernel's own clock runs on its own.
     fn pass(&self) {
@@ -65,15 +108,20 @@ impl Rig {
 
 #[test]
 fn the_kernel_gets_a_file_system() {
-    if !usable() {
-        return;
+    if usable() {
+        TRANSPORTS.iter().for_each(|t| the_kernel_gets_a_file_system_on(*t));
     }
-    let mut rig = Rig::new();
+}
+
+fn the_kernel_gets_a_file_system_on(transport: Transport) {
+    let mut rig = Rig::new(transport);
     let root = rig.path().to_path_buf();
     let line = mountinfo::at(&mountinfo::read().unwrap(), &root).cloned().unwrap();
     assert_eq!((&*line.kind, &*line.source), ("fuse.fusefs", "fusefs#test"));
-    let read_ahead = std::fs::read_to_string(format!("/sys/class/bdi/{}/read_ahead_kb", line.device)).unwrap();
-    assert_eq!(read_ahead.trim(), "1024");
+    if transport == Transport::Fuser {
+        let read_ahead = std::fs::read_to_string(format!("/sys/class/bdi/{}/read_ahead_kb", line.device)).unwrap();
+        assert_eq!(read_ahead.trim(), "1024");
+    }
 
     let mut f = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(root.join("f")).unwrap();
     let data: Vec<u8> = (0..3_000_000u32).map(|i| (i / 7) as u8).collect();
@@ -111,8 +159,8 @@ fn random_operations_through_the_kernel_do_what_a_local_directory_does() {
     if !usable() {
         return;
     }
-    for seed in seeds(3) {
-        let mut rig = Rig::new();
+    for (i, seed) in seeds(4).into_iter().enumerate() {
+        let mut rig = Rig::new(TRANSPORTS[i % TRANSPORTS.len()]);
         let local = tempfile::tempdir().unwrap();
         let mut rng = Random::new(seed);
         for step in 0..STEPS {
@@ -140,10 +188,13 @@ fn random_operations_through_the_kernel_do_what_a_local_directory_does() {
 
 #[test]
 fn two_mounts_are_close_to_open_consistent() {
-    if !usable() {
-        return;
+    if usable() {
+        TRANSPORTS.iter().for_each(|t| two_mounts_are_close_to_open_consistent_on(*t));
     }
-    let mut rig = Rig::new();
+}
+
+fn two_mounts_are_close_to_open_consistent_on(transport: Transport) {
+    let mut rig = Rig::new(transport);
     let (mut other, dir) = rig.second();
     let (a, b) = (rig.path().join("f"), dir.path().join("f"));
     std::fs::write(&a, b"first").unwrap();
@@ -168,10 +219,13 @@ fn two_mounts_are_close_to_open_consistent() {
 
 #[test]
 fn large_directories_and_direct_io_pass_the_kernel() {
-    if !usable() {
-        return;
+    if usable() {
+        TRANSPORTS.iter().for_each(|t| large_directories_and_direct_io_pass_the_kernel_on(*t));
     }
-    let mut rig = Rig::new();
+}
+
+fn large_directories_and_direct_io_pass_the_kernel_on(transport: Transport) {
+    let mut rig = Rig::new(transport);
     let d = rig.path().join("d");
     std::fs::create_dir(&d).unwrap();
     for i in 0..2500 {
@@ -204,7 +258,7 @@ fn wrong_mount_points_are_refused_with_a_reason() {
     if !usable() {
         return;
     }
-    let rig = Rig::new();
+    let rig = Rig::new(Transport::Fuser);
     let again = |path: &Path| {
         let fs = passthrough::Passthrough::new("/nonexistent");
         mount_filesystem(&MountSettings::new(path, "x"), fs).map(|_| ()).unwrap_err()

@@ -1,0 +1,372 @@
+//! The crash-proof mount as processes: any one of keeper, supervisor and client is killed, upgraded, stopped; applications
+//! see a pause.
+
+use anyhow::{Context, Result, ensure};
+use fusefs_chaos_tests::stack::{Client, Stack, eventually, is_mounted};
+use fusefs_fuse_client::{supervise::Processes, worker::STEPS};
+use fusefs_local_cluster::Shape;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::fs::FileExt,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+const ONE: Shape = Shape { masters: 1, metanodes: 1 };
+const SOON: Duration = Duration::from_secs(20);
+
+fn stack(volume: &str, options: &[&str], env: &[(&str, &str)]) -> Result<Stack> {
+    let mut stack = Stack::start(ONE)?;
+    stack.fusefs(&["volume", "create", volume])?;
+    stack.mount_supervised(volume, &[&["--no-protect"], options].concat(), env)?;
+    wait_complete(&stack.clients[0])?;
+    Ok(stack)
+}
+
+/// All three run.
+fn wait_complete(client: &Client) -> Result<Processes> {
+    let mut found = Processes::default();
+    eventually(SOON, || {
+        found = client.processes();
+        Ok(found.keeper.is_some() && found.supervisor.is_some() && found.client.is_some())
+    })
+    .with_context(|| format!("{found:?}: {}", client.child.log_tail()))?;
+    Ok(found)
+}
+
+fn sigkill(pid: Option<u32>) -> Result<()> {
+    Ok(kill(Pid::from_raw(pid.context("not running")? as i32), Signal::SIGKILL)?)
+}
+
+/// Something that an application does all the time and that notices every error.
+struct Application {
+    held: fs::File,
+    path: std::path::PathBuf,
+    round: u64,
+}
+
+impl Application {
+    fn start(dir: &Path) -> Result<Application> {
+        let path = dir.join("held");
+        let held = fs::File::options().create(true).truncate(true).read(true).write(true).open(&path)?;
+        held.write_all_at(&0u64.to_le_bytes(), 0)?;
+        held.sync_all()?;
+        Ok(Application { held, path, round: 0 })
+    }
+    /// Reads back by both ways, writes, makes and removes names.
+    fn work(&mut self) -> Result<()> {
+        let mut bytes = [0; 8];
+        self.held.read_exact_at(&mut bytes, 0).context("reading the held file")?;
+        ensure!(u64::from_le_bytes(bytes) == self.round, "{} instead of {}", u64::from_le_bytes(bytes), self.round);
+        let other = fs::read(&self.path).context("reading by name")?;
+        ensure!(other.get(..8) == Some(&bytes[..]), "by name: {other:?}");
+        self.round += 1;
+        self.held.write_all_at(&self.round.to_le_bytes(), 0).context("writing the held file")?;
+        self.held.sync_all().context("fsync of the held file")?;
+        let name = self.path.with_file_name(format!("n{}", self.round));
+        let mut fresh = fs::File::options().write(true).create_new(true).open(&name).context("O_EXCL create")?;
+        fresh.write_all(b"fresh")?;
+        drop(fresh);
+        ensure!(fs::read(&name)? == b"fresh");
+        fs::remove_file(&name).context("unlink")?;
+        Ok(())
+    }
+}
+
+#[test]
+fn any_one_process_may_be_killed_and_applications_see_a_pause() -> Result<()> {
+    let stack = stack("crash", &[], &[])?;
+    let client = &stack.clients[0];
+    let mut app = Application::start(stack.at(0))?;
+    for round in 0..4 {
+        for (name, pick) in [
+            ("keeper", (|p: &Processes| p.keeper) as fn(&Processes) -> Option<u32>),
+            ("supervisor", |p| p.supervisor),
+            ("client", |p| p.client),
+        ] {
+            let before = wait_complete(client)?;
+            sigkill(pick(&before))?;
+            app.work().with_context(|| format!("round {round}: {name} killed: {}", client.child.log_tail()))?;
+            eventually(SOON, || {
+                let now = client.processes();
+                Ok(pick(&now).is_some() && pick(&now) != pick(&before))
+            })
+            .with_context(|| format!("round {round}: {name} does not come back: {}", client.child.log_tail()))?;
+            let after = wait_complete(client)?;
+            ensure!((0..3).filter(|i| pid(&before, *i) != pid(&after, *i)).count() == 1, "{before:?} {after:?}");
+            app.work()?;
+        }
+    }
+    drop(app);
+    ends_cleanly(&stack, 0)
+}
+
+fn pid(p: &Processes, i: usize) -> Option<u32> {
+    [p.keeper, p.supervisor, p.client][i]
+}
+
+/// `fusefs umount` returns when everything is in the store and everybody is gone.
+fn ends_cleanly(stack: &Stack, i: usize) -> Result<()> {
+    let client = &stack.clients[i];
+    let last = wait_complete(client)?;
+    stack.fusefs(&["umount", stack.at(i).to_str().context("path")?])?;
+    ensure!(!is_mounted(stack.at(i)), "still mounted");
+    eventually(SOON, || Ok((0..3).all(|i| pid(&last, i).is_none_or(|p| !runs(p)))))
+        .with_context(|| format!("left: {last:?}: {}", client.child.log_tail()))?;
+    ensure!(client.processes() == Processes::default(), "the runtime directory is still there");
+    ensure!(!stack.state_dir(i).join("journal.0").exists(), "the journal of a clean end is removed");
+    Ok(())
+}
+
+fn runs(pid: u32) -> bool {
+    fusefs_fuse_client::keeper::sys::start_time(pid).is_some()
+}
+
+#[test]
+fn the_keeper_stays_below_5_mib() -> Result<()> {
+    let stack = stack("small", &[], &[])?;
+    let keeper = wait_complete(&stack.clients[0])?.keeper.context("no keeper")?;
+    let status = fs::read_to_string(format!("/proc/{keeper}/status"))?;
+    let line = |name: &str| status.lines().find(|l| l.starts_with(name)).unwrap_or_default().to_owned();
+    println!("{}\n{}\n{}", line("VmRSS"), line("RssAnon"), line("RssFile"));
+    let kib: u64 = line("VmRSS").split_whitespace().nth(1).and_then(|n| n.parse().ok()).context("VmRSS")?;
+    ensure!(kib < 5 * 1024, "{kib} KiB");
+    ends_cleanly(&stack, 0)
+}
+
+#[test]
+fn a_client_may_die_at_every_step_of_its_start() -> Result<()> {
+    let tmp = fusefs_chaos_tests::stack::scratch()?;
+    let file = tmp.path().join("die");
+    let env = [("FUSEFS_DIE_FILE", file.to_str().context("path")?)];
+    // The very first start, too, dies at each step once.
+    fs::write(&file, "session 1")?;
+    let stack = stack("steps", &[], &env)?;
+    let client = &stack.clients[0];
+    let mut app = Application::start(stack.at(0))?;
+    ensure!(fs::read_to_string(&file)? == "session 0", "the first start did not die");
+    for step in STEPS {
+        fs::write(&file, format!("{} 2", step.name()))?;
+        sigkill(wait_complete(client)?.client)?;
+        app.work().with_context(|| format!("died after {}: {}", step.name(), client.child.log_tail()))?;
+        eventually(SOON, || Ok(fs::read_to_string(&file)?.ends_with(" 0")))
+            .with_context(|| format!("nobody died after {}", step.name()))?;
+        app.work()?;
+    }
+    drop(app);
+    ends_cleanly(&stack, 0)
+}
+
+#[test]
+fn an_upgrade_under_load_swaps_the_client_and_a_bad_one_is_rolled_back() -> Result<()> {
+    let tmp = fusefs_chaos_tests::stack::scratch()?;
+    let die = tmp.path().join("die");
+    let stack = stack("upgrade", &[], &[("FUSEFS_DIE_FILE", die.to_str().context("path")?)])?;
+    let point = stack.at(0).to_str().context("path")?.to_owned();
+    let mut app = Application::start(stack.at(0))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let rounds = Arc::new(AtomicU64::new(0));
+    let load = {
+        let (stop, rounds) = (stop.clone(), rounds.clone());
+        std::thread::spawn(move || -> Result<()> {
+            while !stop.load(Ordering::Acquire) {
+                app.work()?;
+                rounds.fetch_add(1, Ordering::AcqRel);
+            }
+            Ok(())
+        })
+    };
+    let progress = || {
+        let from = rounds.load(Ordering::Acquire);
+        eventually(SOON, || Ok(rounds.load(Ordering::Acquire) > from + 1))
+    };
+    let new = tmp.path().join("fusefs-new");
+    fs::copy(stack.program(), &new)?;
+    let before = wait_complete(&stack.clients[0])?;
+    let said = stack.fusefs(&["upgrade", &point, "--binary", new.to_str().context("path")?])?;
+    print!("{said}");
+    let after = wait_complete(&stack.clients[0])?;
+    ensure!(before.client != after.client && before.supervisor == after.supervisor, "{before:?} {after:?}");
+    let exe = fs::read_link(format!("/proc/{}/exe", after.client.context("client")?))?;
+    ensure!(exe == new, "{} runs", exe.display());
+    progress()?;
+
+    // A program that is no client never touches the one that works.
+    let out = stack.fusefs_raw(&["upgrade", &point, "--binary", "/bin/false"])?;
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(!out.status.success() && text.contains("was not touched"), "{text}");
+    ensure!(wait_complete(&stack.clients[0])?.client == after.client);
+    progress()?;
+
+    // One that fails after the old one had to go: the old executable comes back.
+    fs::write(&die, "session 1")?;
+    let out = stack.fusefs_raw(&["upgrade", &point])?;
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(!out.status.success() && text.contains("the old version serves again"), "{text}");
+    progress()?;
+    let back = wait_complete(&stack.clients[0])?.client.context("client")?;
+    ensure!(fs::read_link(format!("/proc/{back}/exe"))? == new, "the executable before this upgrade");
+    stop.store(true, Ordering::Release);
+    load.join().map_err(|_| anyhow::anyhow!("the load panicked"))??;
+    ends_cleanly(&stack, 0)
+}
+
+#[test]
+fn a_stopped_client_is_replaced_unless_the_watchdog_is_off() -> Result<()> {
+    let stack = stack("stopped", &[], &[])?;
+    let client = &stack.clients[0];
+    let mut app = Application::start(stack.at(0))?;
+    let before = wait_complete(client)?.client.context("client")?;
+    kill(Pid::from_raw(before as i32), Signal::SIGSTOP)?;
+    app.work()?;
+    ensure!(wait_complete(client)?.client != Some(before), "the stopped client answered?");
+    drop(app);
+    ends_cleanly(&stack, 0)
+}
+
+#[test]
+fn after_the_death_of_everybody_the_next_mount_detaches_the_dead_one() -> Result<()> {
+    let mut stack = stack("dead", &[], &[])?;
+    let mut app = Application::start(stack.at(0))?;
+    app.work()?;
+    fs::write(stack.at(0).join("closed"), b"still there")?;
+    // As `kill`, but the dead mount stays.
+    let p = wait_complete(&stack.clients[0])?;
+    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+        for pid in [p.supervisor, p.keeper, p.client].into_iter().flatten() {
+            kill(Pid::from_raw(pid as i32), signal)?;
+        }
+    }
+    stack.clients[0].child.kill();
+    eventually(SOON, || {
+        Ok(fs::metadata(stack.at(0)).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN)))
+    })?;
+    drop(app);
+    stack.clients[0].start()?;
+    wait_complete(&stack.clients[0])?;
+    ensure!(fs::read(stack.at(0).join("closed"))? == b"still there");
+    let mut app = Application::start(stack.at(0))?;
+    app.work()?;
+    drop(app);
+    ends_cleanly(&stack, 0)
+}
+
+#[test]
+fn the_directory_underneath_refuses_writes_while_the_mount_is_gone() -> Result<()> {
+    let mut stack = Stack::start(ONE)?;
+    stack.fusefs(&["volume", "create", "guard"])?;
+    stack.mount_supervised("guard", &[], &[])?;
+    wait_complete(&stack.clients[0])?;
+    fs::write(stack.at(0).join("f"), b"in the volume")?;
+    let known = {
+        let probe = stack.tmp().join("probe");
+        fs::create_dir(&probe)?;
+        let known = fusefs_fuse_client::fuse::device::set_immutable(&probe, true).unwrap_or(false);
+        let _ = fusefs_fuse_client::fuse::device::set_immutable(&probe, false);
+        known
+    };
+    if !known {
+        println!("this file system has no immutable flag; nothing to see");
+        return Ok(());
+    }
+    stack.clients[0].kill();
+    ensure!(!is_mounted(stack.at(0)));
+    let refused = fs::write(stack.at(0).join("f"), b"on the local disk");
+    ensure!(refused.is_err_and(|e| e.raw_os_error() == Some(libc::EPERM)), "the directory underneath took a file");
+    stack.clients[0].start()?;
+    wait_complete(&stack.clients[0])?;
+    ends_cleanly(&stack, 0)?;
+    fs::write(stack.at(0).join("f"), b"after a clean end it is an ordinary directory")?;
+    Ok(())
+}
+
+#[test]
+fn a_mount_that_cannot_start_says_why_and_leaves_nothing() -> Result<()> {
+    let stack = Stack::start(ONE)?;
+    let point = stack.tmp().join("nowhere");
+    fs::create_dir(&point)?;
+    let state = stack.tmp().join("state");
+    let args = ["mount", "nosuch", point.to_str().context("path")?, "--state-dir", state.to_str().context("path")?];
+    let out = stack.fusefs_raw(&args)?;
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(!out.status.success() && text.contains("nosuch"), "{text}");
+    ensure!(!is_mounted(&point));
+    ensure!(fusefs_fuse_client::supervise::dirs::find(&point).is_empty());
+    ensure!(!state.join("journal.0").exists());
+    fs::write(point.join("f"), b"an ordinary directory")?;
+    // In the background the same message reaches the shell.
+    let out = stack.fusefs_raw(&[&args[..], &["--background"]].concat())?;
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(!out.status.success() && text.contains("nosuch"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn an_ordinary_user_mounts_through_fusermount3() -> Result<()> {
+    let stack = Stack::start(ONE)?;
+    stack.fusefs(&["volume", "create", "user"])?;
+    let home = fusefs_chaos_tests::stack::scratch()?;
+    let (point, state, run) = (home.path().join("mnt"), home.path().join("state"), home.path().join("run"));
+    let token = home.path().join("token");
+    fs::copy(stack.dir.token_file(), &token)?;
+    for dir in [&point, &state, &run] {
+        fs::create_dir(dir)?;
+    }
+    let program = home.path().join("fusefs");
+    fs::copy(stack.program(), &program)?;
+    let user = nix::unistd::User::from_name("nobody")?.context("no user nobody")?;
+    for path in [home.path(), &point, &state, &run, &token] {
+        nix::unistd::chown(path, Some(user.uid), Some(user.gid))?;
+    }
+    let master = stack.dir.master_addrs().join(",");
+    let as_user = |args: &[&str]| -> Result<std::process::Output> {
+        let mut c = Command::new("runuser");
+        c.args(["-u", "nobody", "--"]).arg(&program).args(args).env("XDG_RUNTIME_DIR", &run);
+        Ok(c.env("FUSEFS_MASTER", &master).env("FUSEFS_TOKEN_FILE", &token).output()?)
+    };
+    let mount = point.to_str().context("path")?;
+    let state = state.to_str().context("path")?;
+    let out = as_user(&["mount", "user", mount, "--background", "--state-dir", state, "--journal-mib", "32"])?;
+    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let sh = |script: &str| Command::new("runuser").args(["-u", "nobody", "--", "sh", "-c", script]).output();
+    // Root may not look into other users' FUSE mounts.
+    let out = sh(&format!("cd {mount} && echo hello > f && cat f && ls -l f"))?;
+    ensure!(out.status.success() && out.stdout.starts_with(b"hello\n"), "{out:?}");
+    let out = sh(&format!("pkill -KILL -u nobody -f '^fusefs client --runtime {}' ; cat {mount}/f", run.display()))?;
+    ensure!(out.status.success() && out.stdout.starts_with(b"hello\n"), "after the death of the client: {out:?}");
+    let out = as_user(&["umount", mount])?;
+    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    ensure!(!is_mounted(&point));
+    Ok(())
+}
+
+#[test]
+fn open_files_survive_a_lazy_unmount_and_a_kill() -> Result<()> {
+    let stack = stack("lazy", &[], &[])?;
+    let client = &stack.clients[0];
+    let path = stack.at(0).join("f");
+    let mut file = fs::File::options().create(true).truncate(true).read(true).write(true).open(&path)?;
+    file.write_all(b"before")?;
+    let last = wait_complete(client)?;
+    stack.fusefs(&["umount", "--lazy", stack.at(0).to_str().context("path")?])?;
+    ensure!(!is_mounted(stack.at(0)));
+    sigkill(last.client)?;
+    let mut text = Vec::new();
+    file.write_all(b" and after")?;
+    std::io::Seek::rewind(&mut file)?;
+    file.read_to_end(&mut text)?;
+    ensure!(text == b"before and after", "{}", String::from_utf8_lossy(&text));
+    drop(file);
+    eventually(SOON, || Ok((0..3).all(|i| pid(&client.processes(), i).is_none())))
+        .with_context(|| client.child.log_tail())
+}
