@@ -122,16 +122,6 @@ impl Stack {
         Ok(out)
     }
 
-    /// The `fusefs` binary that it runs.
-    pub fn program(&self) -> &Path {
-        &self.program
-    }
-
-    /// Scratch space of this deployment.
-    pub fn tmp(&self) -> &Path {
-        self._tmp.path()
-    }
-
     /// Environment of a command-line call against this cluster.
     pub fn env(&self) -> [(&'static str, String); 2] {
         [

@@ -6,6 +6,7 @@
 
 mod links;
 mod session;
+mod stats;
 mod steps;
 
 pub use links::{Alive, Links};
@@ -139,8 +140,10 @@ impl Worker {
         (serving.readers, serving.io_timeout) = (settings.mount.readers, settings.mount.io_timeout);
         serving.close_timeout = settings.data.close_timeout;
         let runtime = tokio::runtime::Handle::current();
-        let serving = serve(self.device()?, init, resumed, vfs.clone(), runtime.clone(), serving)
+        let ask_again = resumed && !planted("no-resend");
+        let serving = serve(self.device()?, init, ask_again, vfs.clone(), runtime.clone(), serving)
             .map_err(step("serving the kernel"))?;
+        stats::publish(serving.shared_stats(), resumed, 0);
         self.steps.reached(Step::Resend);
         self.links.set_alive(turn_of(runtime));
         self.tell(Phase::Serving)?;
@@ -250,6 +253,12 @@ impl Worker {
     pub fn journal(&self) -> &[File] {
         &self.journal
     }
+}
+
+/// A bug for tests of the tests (`FUSEFS_PLANT`): never in a release build.
+fn planted(bug: &str) -> bool {
+    let list = std::env::var_os("FUSEFS_PLANT").filter(|_| cfg!(debug_assertions)).unwrap_or_default();
+    list.to_string_lossy().split(',').any(|b| b == bug)
 }
 
 /// Refusals after which no retry helps.

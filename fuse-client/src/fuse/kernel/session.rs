@@ -240,6 +240,11 @@ impl Serving {
         &self.server.link.stats
     }
 
+    /// The same counters for somebody who outlives this value.
+    pub fn shared_stats(&self) -> Arc<ServeStats> {
+        self.server.link.stats.clone()
+    }
+
     /// Requests that wait in the runtime now.
     pub fn waiting(&self) -> usize {
         self.server.in_flight.len()
