@@ -4,12 +4,14 @@ use crate::{
     Meta, Settings as VfsSettings, Vfs,
     fuse::{MountError, MountSettings, Mounted, mount},
     meta::Holders,
+    vfs::handle::OpenTable,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use fusefs_data_path::journal::{JournalError, JournalSettings};
 use fusefs_meta_client::{Components, MetaClient, Settings as MetaSettings};
 use fusefs_types::{
-    FsError, FsResult, Ino, SessionId, Token,
+    Clock, FsError, FsResult, Ino, SessionId, Token,
     cluster::{MasterRefusal, SessionRequest},
     ids::{Incarnation, MountId, OpId},
     ops::{PartitionUsage, Read, ReadReply, Write, WriteReply},
@@ -51,6 +53,9 @@ pub enum ClientError {
     /// The mount itself.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The journal cannot be read back.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
 }
 
 /// How a mount ended.
@@ -77,12 +82,21 @@ impl fusefs_meta_client::Holders for Answers {
     fn holds(&self, ino: Ino) -> bool {
         self.0.holds(ino)
     }
+    fn broken(&self, _addr: &str) {
+        self.0.stream_broken();
+    }
+    fn locks_freed(&self, inos: &[Ino]) {
+        self.0.locks_freed(inos);
+    }
 }
 
 #[async_trait]
 impl Meta for Remote {
     async fn write(&self, op: OpId, write: Write) -> FsResult<WriteReply> {
         self.0.write(op, write).await
+    }
+    async fn write_internal(&self, write: Write) -> FsResult<WriteReply> {
+        self.0.write_internal(write).await
     }
     async fn read(&self, read: Read) -> FsResult<ReadReply> {
         self.0.read(read).await
@@ -104,6 +118,12 @@ impl Meta for Remote {
     }
     fn resumed(&self) {
         self.0.resumed();
+    }
+    fn begin_journal(&self) -> u64 {
+        self.0.next_journal_op().number
+    }
+    fn resume_journal(&self, unfinished: &[u64]) {
+        self.0.resume_journal(unfinished);
     }
     fn set_holders(&self, holders: Arc<dyn Holders>) {
         self.0.set_holders(Arc::new(Answers(holders)));
@@ -137,32 +157,66 @@ pub async fn connect_as(
     components: Components,
     attach: Attach,
 ) -> Result<(Arc<MetaClient>, Arc<Vfs>), ClientError> {
+    let clock = components.clock.clone();
+    let meta = open_session(settings, components, attach).await?;
+    let vfs = file_system(settings, &meta, clock, attach, Kept::default())?;
+    Ok((meta, vfs))
+}
+
+/// Opens a session or takes one over.
+pub async fn open_session(
+    settings: &ClientSettings,
+    components: Components,
+    attach: Attach,
+) -> Result<Arc<MetaClient>, ClientError> {
     let mut meta_settings = MetaSettings::new(settings.masters.clone(), settings.credential.clone());
     meta_settings.io_timeout = settings.mount.io_timeout;
-    let (clock, mount_id) = (components.clock.clone(), attach.mount);
     let request = SessionRequest {
         volume: settings.volume.clone(),
-        mount: mount_id,
+        mount: attach.mount,
         session: attach.session,
         token: attach.token,
         client: settings.name.clone(),
         read_only: settings.mount.read_only,
     };
-    let meta = MetaClient::connect(meta_settings, components, request).await.map_err(ClientError::Master)?;
+    MetaClient::connect(meta_settings, components, request).await.map_err(ClientError::Master)
+}
+
+/// What a mount keeps outside of its process.
+#[derive(Default)]
+pub struct Kept {
+    /// Table of open handles.
+    pub handles: OpenTable,
+    /// Journal; its lock is held and its incarnation begun. None = writes are acknowledged from memory.
+    pub journal: Option<JournalSettings>,
+}
+
+/// The file system of a session. Must be called inside a tokio runtime.
+pub fn file_system(
+    settings: &ClientSettings,
+    meta: &Arc<MetaClient>,
+    clock: Arc<dyn Clock>,
+    attach: Attach,
+    kept: Kept,
+) -> Result<Arc<Vfs>, ClientError> {
     let grant = meta.grant();
     let store = fusefs_data_path::object::open(&grant.store, &grant.credentials)?;
-    let mut vfs_settings = VfsSettings::new(mount_id, grant.root);
+    let mut vfs_settings = VfsSettings::new(attach.mount, grant.root);
     (vfs_settings.attr_validity, vfs_settings.entry_validity, vfs_settings.negative_validity) =
         (settings.validity, settings.validity, settings.validity);
     (vfs_settings.inodes, vfs_settings.dentries) = (settings.cache_inodes, settings.cache_inodes);
     vfs_settings.capacity = (grant.volume.capacity, grant.volume.inodes);
     vfs_settings.read_only = settings.mount.read_only;
     vfs_settings.soft = settings.mount.io_timeout;
+    vfs_settings.resumed = attach.token.incarnation.0 > 1;
     let mut data = settings.data.clone();
     data.conditional_put = grant.store.probe.iter().any(|c| c.name.starts_with("conditional") && c.ok);
     let owner = (grant.session, grant.token.incarnation);
-    let vfs = Vfs::new(vfs_settings, Arc::new(Remote(meta.clone())), store, data, clock, owner);
-    Ok((meta, Arc::new(vfs)))
+    let remote = Arc::new(Remote(meta.clone()));
+    Ok(Arc::new(match kept.journal {
+        None => Vfs::with_handles(vfs_settings, remote, store, data, clock, owner, kept.handles),
+        Some(journal) => Vfs::with_journal(vfs_settings, remote, store, data, clock, owner, kept.handles, journal)?,
+    }))
 }
 
 impl Client {

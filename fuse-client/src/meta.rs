@@ -12,6 +12,10 @@ use std::sync::Arc;
 pub trait Holders: Send + Sync + 'static {
     /// True while a handle of this mount is open, is being opened or could have been created just now.
     fn holds(&self, ino: fusefs_types::Ino) -> bool;
+    /// Locks on these inodes went or shrank: waiters should try again.
+    fn locks_freed(&self, _inos: &[fusefs_types::Ino]) {}
+    /// A stream of events broke: what was learned from it may be old, and events may have been lost.
+    fn stream_broken(&self) {}
 }
 
 /// Metadata of one volume, as one session sees it. Implementations retry what is retryable with the same op id and
@@ -20,6 +24,9 @@ pub trait Holders: Send + Sync + 'static {
 pub trait Meta: Send + Sync + 'static {
     /// One mutation, exactly once under `op`.
     async fn write(&self, op: OpId, write: Write) -> FsResult<WriteReply>;
+    /// One mutation under a fresh id of our own, acknowledged as soon as it has an answer: for what is not one kernel
+    /// request's (attempts at a lock: a request that waits must not keep replies of others stored, PROTOCOL 16).
+    async fn write_internal(&self, write: Write) -> FsResult<WriteReply>;
     /// One question, linearizable.
     async fn read(&self, read: Read) -> FsResult<ReadReply>;
     /// Counters summed over all partitions.
@@ -35,6 +42,12 @@ pub trait Meta: Send + Sync + 'static {
     fn register(&self, _op: OpId, _resent: bool) {}
     /// Everything that an earlier process left unanswered is registered (PROTOCOL 16).
     fn resumed(&self) {}
+    /// Gives the number of the next journal operation and notes it as outstanding in one step, so that nothing above it
+    /// can be acknowledged before it.
+    fn begin_journal(&self) -> u64;
+    /// Journal operations of an earlier client process that will be sent again: outstanding from now on. Called before
+    /// the first [`Meta::begin_journal`] and before anything is acknowledged.
+    fn resume_journal(&self, unfinished: &[u64]);
     /// Registers who answers holder questions; called once, before the first operation.
     fn set_holders(&self, holders: Arc<dyn Holders>);
 }

@@ -34,6 +34,7 @@ pub(crate) struct Counters {
     pub(crate) conflicts: AtomicU64,
     pub(crate) attaches: AtomicU64,
     pub(crate) objects_deleted: AtomicU64,
+    pub(crate) lock_events: AtomicU64,
 }
 
 impl Counters {
@@ -41,7 +42,7 @@ impl Counters {
         counter.fetch_add(1, Ordering::Relaxed);
     }
     /// (name, value) in a fixed order.
-    pub(crate) fn list(&self) -> [(&'static str, u64); 8] {
+    pub(crate) fn list(&self) -> [(&'static str, u64); 9] {
         let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
         [
             ("writes", get(&self.writes)),
@@ -52,6 +53,7 @@ impl Counters {
             ("conflicts", get(&self.conflicts)),
             ("attaches", get(&self.attaches)),
             ("objects_deleted", get(&self.objects_deleted)),
+            ("lock_events", get(&self.lock_events)),
         ]
     }
 }

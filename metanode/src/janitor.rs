@@ -1,6 +1,9 @@
 //! The leader's slow background work: orphans that nobody holds, bodies of dead objects (PROTOCOL 22, 32).
 
-use crate::{group::Hosted, node::Metanode};
+use crate::{
+    group::{Counters, Hosted},
+    node::Metanode,
+};
 use fusefs_meta_state::Work;
 use fusefs_types::{FsError, FsResult, Hlc, Ino, ObjectId, SessionId, stream::ServerBody, txn::Internal};
 use std::{
@@ -61,6 +64,26 @@ impl Metanode {
                 _ = stopping.wait_for(|s| *s) => return,
                 () = hosted.stop.cancelled() => return,
                 () = self.round(&hosted, term, &mut asked) => {}
+            }
+        }
+    }
+
+    /// Tells sessions that wait for locks when one goes; runs until the replica or the node stops. A session without a
+    /// stream finds out by asking.
+    pub(crate) async fn tell_unlocked(self: Arc<Self>, hosted: Arc<Hosted>) {
+        let mut stopping = self.stopping();
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopping.wait_for(|s| *s) => return,
+                () = hosted.stop.cancelled() => return,
+                () = hosted.shared.lock_waiters.wake.notified() => {}
+            }
+            for (session, inos) in hosted.shared.lock_waiters.take() {
+                let event = ServerBody::LocksFreed { group: hosted.id, inos: inos.into_iter().collect() };
+                if self.events.send(session, event).is_some() {
+                    Counters::add(&hosted.counters.lock_events);
+                }
             }
         }
     }

@@ -25,6 +25,7 @@ mod server;
 mod settings;
 mod stores;
 mod stream;
+mod waiters;
 mod write;
 
 pub use identity::{Identity, IdentityError};

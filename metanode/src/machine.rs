@@ -1,6 +1,9 @@
 //! One replica's state machine: the pure partition, its inline bytes, and what the rest of the node learns from `apply`.
 
-use crate::blob::{BlobStore, FrozenBlobs, Medium};
+use crate::{
+    blob::{BlobStore, FrozenBlobs, Medium},
+    waiters::LockWaiters,
+};
 use bytes::Bytes;
 use fusefs_meta_state::{InternalReply, Outcome, Partition, PartitionConfig, txn::Faults};
 use fusefs_raft_host::{Frozen, GroupSpec, LogPos, Machine, Stop};
@@ -70,6 +73,8 @@ pub(crate) struct Shared {
     waiters: Mutex<BTreeMap<TxnId, Vec<oneshot::Sender<FsResult<WriteReply>>>>>,
     /// Bumped by every command that may have removed a lock.
     unlocked: Notify,
+    /// Sessions that wait for application locks.
+    pub(crate) lock_waiters: LockWaiters,
 }
 
 impl Shared {
@@ -223,6 +228,9 @@ impl Machine for PartitionMachine {
             state.blobs.free((freed.key.index, freed.key.n));
         }
         self.shared.after(&state.partition, &command, &applied.outcome);
+        if !applied.unlocked.is_empty() {
+            self.shared.lock_waiters.unlocked(&applied.unlocked);
+        }
         Ok(applied.outcome)
     }
 

@@ -24,6 +24,7 @@ impl Metanode {
             line("replica_term", status.term);
             line("replica_applied", status.applied);
             line("open_files", hosted.holders.lock().len() as u64);
+            line("lock_waiters", hosted.shared.lock_waiters.len() as u64);
             for (name, value) in hosted.counters.list() {
                 line(&format!("{name}_total"), value);
             }
@@ -33,9 +34,10 @@ impl Metanode {
             line("raft_read_rounds_total", raft.read_rounds);
             line("raft_lease_reads_total", raft.lease_reads);
             line("raft_checkpoints_total", raft.checkpoints);
-            let (usage, repeated, blob) = hosted.group.read(|m| {
+            let (usage, locks, repeated, blob) = hosted.group.read(|m| {
                 let p = m.partition().ok();
-                (p.map(|p| p.usage()).unwrap_or_default(), p.map_or(0, |p| p.repeated()), m.blob_usage())
+                let (usage, locks) = p.map(|p| (p.usage(), p.file_locks())).unwrap_or_default();
+                (usage, locks, p.map_or(0, |p| p.repeated()), m.blob_usage())
             });
             line("replies_repeated_total", repeated);
             line("partition_operations", usage.operations);
@@ -45,6 +47,7 @@ impl Metanode {
             line("partition_inline_bytes", usage.inline_bytes);
             line("partition_orphans", usage.orphans);
             line("partition_objects", usage.objects);
+            line("partition_file_locks", locks);
             line("blob_bytes", blob.0);
             line("blob_segments", blob.1 as u64);
         }

@@ -136,6 +136,7 @@ impl Metanode {
         let hosted = Arc::new(Hosted::new(group, label.volume(), shared, self.clock.clone()));
         self.groups.write().insert(spec.group, hosted.clone());
         self.tasks.spawn(self.clone().drive(hosted.clone()));
+        self.tasks.spawn(self.clone().tell_unlocked(hosted.clone()));
         self.tasks.spawn(self.clone().tend(hosted));
     }
 

@@ -35,6 +35,10 @@ impl Metanode {
         match read {
             Read::Open { ino, .. } => self.open_file(&hosted, &envelope, session, ino, &read).await,
             Read::Close { ino } => self.close_file(&hosted, session, ino).await,
+            Read::GetLock { ino, wait: true, .. } => {
+                hosted.shared.lock_waiters.add(ino, session);
+                self.answer(&hosted, &envelope, session, &read).await
+            }
             _ => self.answer(&hosted, &envelope, session, &read).await,
         }
     }

@@ -71,6 +71,11 @@ impl Metanode {
         let hosted = self.owner(envelope.volume, write.route())?;
         hosted.lead()?;
         Counters::add(&hosted.counters.writes);
+        if let Write::SetLock(lock) = &write
+            && lock.wait
+        {
+            hosted.shared.lock_waiters.add(lock.ino, session);
+        }
         let caller = Caller { session, token: envelope.token, op, acks: envelope.acks.clone() };
         let (end, patience) = (deadline(&envelope), Instant::now() + CONFLICT_BUDGET);
         let mut attached = false;

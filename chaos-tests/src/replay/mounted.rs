@@ -40,7 +40,7 @@ impl Mounted {
         let folder = stack.tmp().join(format!("{name}.state"));
         let point = stack.tmp().join(name);
         fs::create_dir_all(&point)?;
-        fs::create_dir_all(&folder)?;
+        fs::create_dir_all(folder.join("stats"))?;
         let mut args = vec!["mount".into(), volume.into(), point.display().to_string(), "--exit-with-parent".into()];
         args.extend(["--state-dir".into(), folder.join("journal").display().to_string()]);
         args.extend(options.iter().map(|s| (*s).to_owned()));
@@ -50,7 +50,7 @@ impl Mounted {
             child = child.env(key, &value);
         }
         child = child.env("FUSEFS_DIE_FILE", &folder.join("die").display().to_string());
-        child = child.env("FUSEFS_STATS_FILE", &folder.join("stats").display().to_string());
+        child = child.env("FUSEFS_STATS_DIR", &folder.join("stats").display().to_string());
         for (key, value) in env {
             child = child.env(key, value);
         }
@@ -59,7 +59,9 @@ impl Mounted {
     /// Mounts and waits until it serves.
     pub fn start(&mut self) -> Result<()> {
         let (point, folder) = (self.point.clone(), self.folder.clone());
-        let _ = fs::remove_file(folder.join("stats")); // of the mount before
+        for counters in fs::read_dir(folder.join("stats"))? {
+            fs::remove_file(counters?.path())?; // of the mount before
+        }
         self.child.start()?;
         self.child.wait_for(|| is_mounted(&point) && serving(&folder))
     }
@@ -120,7 +122,7 @@ impl Mounted {
 
 /// Whether a client has told that it serves.
 fn serving(folder: &Path) -> bool {
-    fs::metadata(folder.join("stats")).is_ok_and(|m| m.len() > 0)
+    fs::read_dir(folder.join("stats")).is_ok_and(|mut d| d.next().is_some())
 }
 
 impl Drop for Mounted {
@@ -157,21 +159,23 @@ impl Mount for Mounted {
         }
     }
     fn counters(&self) -> Result<Counters> {
-        // One JSON object per line; the last line of each process counts.
-        let text = fs::read_to_string(self.folder.join("stats")).unwrap_or_default();
-        let mut last = BTreeMap::new();
-        for line in text.lines() {
-            if let Ok(v) = serde_json::from_str::<serde_json::Value>(line) {
-                last.insert(v["pid"].as_u64().unwrap_or(0), v);
+        // A file of lines `NAME VALUE` for each client process.
+        let (mut sums, mut clients) = (BTreeMap::<String, u64>::new(), 0);
+        for file in fs::read_dir(self.folder.join("stats"))? {
+            clients += 1;
+            for line in fs::read_to_string(file?.path())?.lines() {
+                if let Some((name, value)) = line.split_once(' ') {
+                    *sums.entry(name.into()).or_default() += value.parse::<u64>().unwrap_or(0);
+                }
             }
         }
-        let sum = |key: &str| last.values().filter_map(|v| v[key].as_u64()).sum::<u64>();
+        let sum = |name: &str| sums.get(name).copied().unwrap_or(0);
         Ok(Counters {
-            clients: last.len() as u64,
+            clients,
             requests: sum("requests"),
             resent: sum("resent"),
             reserved: sum("reserved") + sum("rewritten"),
-            replayed: sum("replayed"),
+            replayed: sum("journal_writes") + sum("journal_intents"),
             repeated: self
                 .metrics
                 .iter()

@@ -13,6 +13,6 @@ pub mod mountinfo;
 pub mod passthrough;
 
 pub use adapter::Adapter;
+pub use mount::{MountError, MountSettings, Mounted, SUBTYPE, Unmounter, mount, mount_filesystem};
 #[cfg(target_os = "linux")]
 pub use mount::{prepare_point, untouched_point};
-pub use mount::{MountError, MountSettings, Mounted, SUBTYPE, Unmounter, mount, mount_filesystem};

@@ -4,6 +4,7 @@
 pub mod client;
 pub mod protocol;
 pub mod server;
+mod shrink;
 pub mod store;
 pub mod sys;
 

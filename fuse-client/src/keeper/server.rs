@@ -67,6 +67,7 @@ pub fn run(socket: &Path, first: Option<OwnedFd>) -> io::Result<()> {
         ending: false,
     };
     let mut buffer = vec![0; MESSAGE_BYTES_MAX];
+    let _ = super::shrink::give_back(); // only memory
     while !keeper.ending {
         keeper.turn(&mut buffer)?;
     }

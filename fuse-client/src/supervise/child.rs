@@ -63,7 +63,8 @@ impl KeeperProcess {
         let (ours, theirs) = sys::pair()?;
         let mut command = sys::command(exe);
         command.arg("keeper").arg("--socket").arg(dirs.keeper_socket()).args(common);
-        let child = command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).process_group(0).current_dir("/").spawn()?;
+        let child =
+            command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).process_group(0).current_dir("/").spawn()?;
         let pidfd = sys::pidfd(child.id())?;
         Ok(KeeperProcess { pidfd, since_ms: now_ms(), channel: Channel::new(ours), child: Some(child) })
     }

@@ -1,11 +1,7 @@
 //! What other commands ask of a running mount.
 
 use super::dirs;
-use crate::keeper::{
-    Channel,
-    protocol::Message,
-    sys,
-};
+use crate::keeper::{Channel, protocol::Message, sys};
 use nix::poll::PollFlags;
 use std::{io, os::fd::AsFd, path::Path, time::Duration};
 

@@ -3,57 +3,52 @@
 
 use super::{SuperviseError, record::names};
 use crate::keeper::{Item, Store};
+use fusefs_data_path::journal::{FILE_BYTES_MIN, FILES, create_files};
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io,
-    os::{fd::AsFd, unix::fs::OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-/// Files of one journal.
-pub const FILES: u32 = 2;
+/// A header lies somewhere in here if there is one.
+const HEAD_BYTES: usize = 64 << 10;
 
 /// Path of journal file `n`.
-pub fn path(state: &Path, n: u32) -> PathBuf {
+pub fn path(state: &Path, n: usize) -> PathBuf {
     state.join(format!("journal.{n}"))
 }
 
-/// Opens the files, makes and preallocates missing ones (0600), and puts them into the store.
+/// Opens the files of a journal of `bytes`, or makes and preallocates them (0600), and puts them into the store. An
+/// existing journal keeps its size.
 pub(super) fn open(state: &Path, bytes: u64, store: &mut Store) -> Result<(), SuperviseError> {
-    for n in 0..FILES {
-        let path = path(state, n);
-        let fail = |e| SuperviseError::File(format!("journal file {}", path.display()), e);
-        let file =
-            OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path).map_err(fail)?;
-        if file.metadata().map_err(fail)?.len() == 0 {
-            allocate(&file, bytes).map_err(fail)?;
-        }
+    let fail = |e| SuperviseError::File(format!("journal in {}", state.display()), e);
+    for (n, file) in files(state, bytes).map_err(fail)?.into_iter().enumerate() {
         store.put(&format!("{}{n}", names::JOURNAL), Item { bytes: Vec::new(), fd: Some(file.into()) });
     }
     Ok(())
 }
 
-/// The blocks must exist before a write is acknowledged: a full disk is told now and not then.
-fn allocate(file: &impl AsFd, bytes: u64) -> io::Result<()> {
-    let length = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
-    Ok(nix::fcntl::posix_fallocate(file, 0, length)?)
+fn files(state: &Path, bytes: u64) -> io::Result<Vec<File>> {
+    let open = |n| OpenOptions::new().read(true).write(true).open(path(state, n));
+    let existing: Vec<File> = (0..FILES).map_while(|n| open(n).ok()).collect();
+    let sizes = existing.iter().map(|f| f.metadata().map(|m| m.len())).collect::<io::Result<Vec<_>>>()?;
+    if existing.len() == FILES && sizes.iter().all(|s| *s == sizes[0] && *s >= FILE_BYTES_MIN) {
+        return Ok(existing);
+    }
+    if existing.first().map_or(Ok(true), never_used)? {
+        // None yet, or their making was cut short.
+        remove(state);
+        return create_files(state, FILES, (bytes / FILES as u64).max(FILE_BYTES_MIN));
+    }
+    let text = format!("files are missing or cut; put the rest aside or see: fusefs journal list {}", state.display());
+    Err(io::Error::other(text))
 }
 
-/// Moves the files of a session that cannot go on to `parked-SESSION` and answers that directory.
-pub(super) fn park(state: &Path, session: &str) -> io::Result<PathBuf> {
-    let plain: String = session.chars().filter(char::is_ascii_alphanumeric).collect();
-    let mut target = state.join(format!("parked-{plain}"));
-    let mut n = 1;
-    while target.exists() {
-        n += 1;
-        target = state.join(format!("parked-{plain}-{n}"));
-    }
-    std::fs::create_dir(&target)?;
-    for n in 0..FILES {
-        std::fs::rename(path(state, n), path(&target, n))?;
-    }
-    std::fs::File::open(state)?.sync_all()?;
-    Ok(target)
+fn never_used(first: &File) -> io::Result<bool> {
+    let mut head = vec![0; HEAD_BYTES];
+    let n = first.read_at(&mut head, 0)?;
+    Ok(head[..n].iter().all(|b| *b == 0))
 }
 
 /// Removes the files of a mount that ended with nothing left.

@@ -27,7 +27,7 @@ pub struct Plan {
     pub mount: MountSettings,
     /// Directory of the journal; None = by mount point, see [`dirs`].
     pub state_dir: Option<PathBuf>,
-    /// Size of one of the two journal files, in bytes.
+    /// Size of a new journal, in bytes.
     pub journal_bytes: u64,
     /// Make the directory underneath unwritable.
     pub protect: bool,

@@ -250,8 +250,7 @@ impl Supervisor {
             let pid = sys::peer(fd.as_fd()).map_or(0, |p| p.0);
             if self.peers.len() < PEERS_MAX && same_user(&fd) {
                 self.next_peer += 1;
-                let peer =
-                    Peer { id: self.next_peer, pid, channel: Channel::new(fd), hello: false, pong_due: false };
+                let peer = Peer { id: self.next_peer, pid, channel: Channel::new(fd), hello: false, pong_due: false };
                 self.peers.push(peer);
             }
         }
@@ -462,8 +461,9 @@ impl Supervisor {
 
     /// The journal belongs to a session that is over: it is put aside for the administrator (PROTOCOL 40).
     fn park_journal(&mut self) {
-        let session = self.store.bytes(names::PARK).map(|b| String::from_utf8_lossy(b).into_owned()).unwrap_or_default();
-        let fresh = journal::park(&self.dirs.state, &session).and_then(|parked| {
+        let session =
+            self.store.bytes(names::PARK).map(|b| String::from_utf8_lossy(b).into_owned()).unwrap_or_default();
+        let fresh = fusefs_data_path::journal::park(&self.dirs.state).and_then(|parked| {
             eprintln!(
                 "fusefs: data of the ended session {session} could not be written to the volume; it is kept in {}\n\
                  see: fusefs journal list {}",

@@ -66,8 +66,10 @@ impl Vfs {
         }
         let Some(size) = change.size else { return self.setattr_now(rq, ino, change).await };
         super::check_size(0, size)?;
-        let _held = self.data.truncate_barrier(ino, size).await?;
-        self.setattr_now(rq, ino, change).await
+        let held = self.data.truncate_barrier(ino, size).await?;
+        let done = self.setattr_now(rq, ino, change).await?;
+        held.truncated(done.0.trunc_seq);
+        Ok(done)
     }
 
     async fn setattr_now(&self, rq: &Request, ino: Ino, change: Change) -> FsResult<(Attr, Duration)> {

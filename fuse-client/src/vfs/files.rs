@@ -79,7 +79,7 @@ impl Vfs {
 
     /// Writes into the buffer of the data path. 0 RPCs (1 per attribute validity); O_SYNC and O_DSYNC commit first;
     /// O_APPEND is 1 RPC (the partition assigns the offset, PROTOCOL 38). Returns the bytes taken: all.
-    pub async fn write(&self, _rq: &Request, ino: Ino, fh: u64, offset: u64, data: Bytes, flags: i32) -> FsResult<u32> {
+    pub async fn write(&self, rq: &Request, ino: Ino, fh: u64, offset: u64, data: Bytes, flags: i32) -> FsResult<u32> {
         self.gate_change().await?;
         Handle::unpack(fh).ok_or(FsError::BadHandle)?;
         let len = u32::try_from(data.len()).map_err(|_| FsError::Invalid)?;
@@ -91,11 +91,11 @@ impl Vfs {
         let (attr, _) = self.attr(ino).await?;
         if flags & libc::O_APPEND != 0 {
             check_size(attr.size, u64::from(len))?;
-            self.data.append(ino, data).await?;
+            self.data.append(ino, data, rq.next_op(self.settings.mount)).await?;
             return Ok(len);
         }
         check_size(offset, u64::from(len))?;
-        let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false };
+        let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false, unique: rq.unique, resent: rq.resent };
         match self.data.try_write(ino, offset, &data, cx) {
             Some(done) => done?,
             None => self.data.write(ino, offset, data, cx).await?,
@@ -108,11 +108,13 @@ impl Vfs {
 
     /// close(2) of one descriptor. 0 RPCs when clean; else commits, at most for the close timeout, then EIO with the
     /// data kept (PROTOCOL 39).
-    pub async fn flush(&self, _rq: &Request, ino: Ino) -> FsResult<()> {
-        if self.data.dirty_attr(ino).is_none() {
-            return Ok(());
-        }
-        self.data.flush(ino).await
+    /// Then the fcntl locks of the closing process on the inode go (`rq.lock.owner`).
+    pub async fn flush(&self, rq: &Request, ino: Ino) -> FsResult<()> {
+        let since = tokio::time::Instant::now();
+        let clean = self.data.dirty_attr(ino).is_none();
+        let flushed = if clean { Ok(()) } else { self.data.flush(ino).await };
+        self.unlock_after_flush(rq, ino, since, flushed.is_ok()).await;
+        flushed
     }
 
     /// fsync(2), fdatasync(2): commits.

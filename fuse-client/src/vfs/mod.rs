@@ -13,6 +13,7 @@ mod files;
 pub mod handle;
 mod handle_file;
 mod icache;
+mod locks;
 mod names;
 pub mod request;
 mod sink;
@@ -21,14 +22,18 @@ mod xattrs;
 
 pub use dcache::DENTRY_COST;
 pub use icache::INODE_COST;
+pub use locks::{FileLock, KernelCaches};
 pub use request::{Change, DirItem, Entry, FsStat, Interrupt, LockFlags, Lookup, Opened, Request};
 use sink::Sink;
 pub use space::{KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, ZERO_RANGE};
 
-use crate::{Meta, meta::Holders};
+use crate::Meta;
 use dcache::DentryCache;
 use dirs::Listings;
-use fusefs_data_path::{DataPath, ObjectStore};
+use fusefs_data_path::{
+    DataPath, ObjectStore,
+    journal::{JournalError, JournalSettings},
+};
 use fusefs_types::{
     Clock, FsError, FsResult, Ino, SessionId,
     ids::{Incarnation, MountId, OpId, Origin},
@@ -67,6 +72,8 @@ pub struct Settings {
     pub soft: Option<Duration>,
     /// Refuse every change.
     pub read_only: bool,
+    /// An earlier process served this session: locks that it took are not known here yet.
+    pub resumed: bool,
 }
 
 impl Settings {
@@ -84,6 +91,7 @@ impl Settings {
             capacity: (0, 0),
             soft: None,
             read_only: false,
+            resumed: false,
         }
     }
     /// Splits a memory bound for cached metadata between inodes and names.
@@ -123,14 +131,9 @@ pub struct Vfs {
     names: DentryCache,
     open: Arc<OpenTable>,
     listings: Listings,
+    locks: Arc<locks::Locks>,
     hits: AtomicU64,
     misses: AtomicU64,
-}
-
-impl Holders for OpenTable {
-    fn holds(&self, ino: Ino) -> bool {
-        OpenTable::holds(self, ino)
-    }
 }
 
 impl Vfs {
@@ -159,9 +162,43 @@ impl Vfs {
     ) -> Vfs {
         let inodes = Arc::new(InodeCache::new(settings.inodes));
         let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
+        let close_timeout = data_settings.close_timeout;
         let data = DataPath::new(store, sink, clock.clone(), session, incarnation, data_settings);
+        Self::over(settings, meta, data, clock, (inodes, open), (session, close_timeout))
+    }
+
+    /// As [`Vfs::with_handles`] over a journal: acknowledged writes survive this process, and those of an earlier one are
+    /// visible when this returns. Errors: the journal cannot be read; the mount must be poisoned.
+    #[allow(clippy::too_many_arguments)] // one call, at the start of a mount
+    pub fn with_journal(
+        settings: Settings,
+        meta: Arc<dyn Meta>,
+        store: Arc<dyn ObjectStore>,
+        data_settings: fusefs_data_path::Settings,
+        clock: Arc<dyn Clock>,
+        owner: (SessionId, Incarnation),
+        open: OpenTable,
+        journal: JournalSettings,
+    ) -> Result<Vfs, JournalError> {
+        let inodes = Arc::new(InodeCache::new(settings.inodes));
+        let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
+        let close_timeout = data_settings.close_timeout;
+        let data = DataPath::with_journal(store, sink, clock.clone(), owner, data_settings, journal)?;
+        Ok(Self::over(settings, meta, data, clock, (inodes, open), (owner.0, close_timeout)))
+    }
+
+    fn over(
+        settings: Settings,
+        meta: Arc<dyn Meta>,
+        data: Arc<DataPath>,
+        clock: Arc<dyn Clock>,
+        (inodes, open): (Arc<InodeCache>, OpenTable),
+        (session, close_timeout): (SessionId, Duration),
+    ) -> Vfs {
         let open = Arc::new(open);
-        meta.set_holders(open.clone());
+        let locks = locks::Locks::new((meta.clone(), data.clone()), session, close_timeout, settings.resumed);
+        let listener = locks::Listener { open: open.clone(), locks: Arc::downgrade(&locks) };
+        meta.set_holders(Arc::new(listener));
         Vfs {
             names: DentryCache::new(settings.dentries),
             settings,
@@ -171,6 +208,7 @@ impl Vfs {
             inodes,
             open,
             listings: Listings::default(),
+            locks,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }
@@ -210,6 +248,7 @@ impl Vfs {
     /// Every request that an earlier process left unanswered has been registered.
     pub fn resumed(&self) {
         self.meta.resumed();
+        self.data.resumed();
     }
 
     /// The reply of this request reached the kernel: its stored replies may be dropped (PROTOCOL 16).
@@ -218,8 +257,6 @@ impl Vfs {
             self.meta.replied(op);
         }
     }
-
-
 
     /// Commits everything that is dirty: before a clean unmount.
     pub async fn sync_all(&self) -> FsResult<()> {

@@ -33,19 +33,33 @@ impl Sink {
         Sink { meta, inodes, clock, mount: settings.mount, attr_validity: settings.attr_validity }
     }
 
-    async fn write(&self, lsn: u64, write: Write) -> FsResult<(WriteReply, u64)> {
-        let op = OpId { mount: self.mount, origin: Origin::Journal, number: lsn, step: 0 };
+    fn op(&self, number: u64) -> OpId {
+        OpId { mount: self.mount, origin: Origin::Journal, number, step: 0 }
+    }
+
+    async fn write(&self, op: OpId, write: Write) -> FsResult<(WriteReply, u64)> {
         let until = self.clock.boot_ns().saturating_add(ns(self.attr_validity));
         let reply = self.meta.write(op, write).await?;
-        self.meta.replied(op);
         Ok((reply, until))
     }
 }
 
 #[async_trait]
 impl MetaSink for Sink {
-    async fn commit(&self, lsn: u64, file: CommitFile) -> FsResult<Attr> {
-        match self.write(lsn, Write::Commit(Commit { files: vec![file] })).await? {
+    fn begin(&self) -> u64 {
+        self.meta.begin_journal()
+    }
+
+    fn resume(&self, unfinished: &[u64]) {
+        self.meta.resume_journal(unfinished);
+    }
+
+    fn settled(&self, number: u64) {
+        self.meta.replied(self.op(number));
+    }
+
+    async fn commit(&self, number: u64, file: CommitFile) -> FsResult<Attr> {
+        match self.write(self.op(number), Write::Commit(Commit { files: vec![file] })).await? {
             (WriteReply::Committed(attrs), until) if attrs.len() == 1 => {
                 self.inodes.put(&attrs[0], until);
                 Ok(attrs[0])
@@ -54,8 +68,8 @@ impl MetaSink for Sink {
         }
     }
 
-    async fn append(&self, lsn: u64, append: Append) -> FsResult<(u64, Attr)> {
-        match self.write(lsn, Write::Append(append)).await? {
+    async fn append(&self, op: OpId, append: Append) -> FsResult<(u64, Attr)> {
+        match self.write(op, Write::Append(append)).await? {
             (WriteReply::Appended { offset, attr }, until) => {
                 self.inodes.put(&attr, until);
                 Ok((offset, attr))

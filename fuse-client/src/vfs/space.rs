@@ -30,7 +30,7 @@ impl Vfs {
     ///
     /// Space is accounted per volume, so allocation reserves nothing: mode 0 only sets the size, and existing bytes,
     /// also those that another client writes at the same time, are never touched.
-    pub async fn fallocate(&self, _rq: &Request, ino: Ino, fh: u64, offset: u64, len: u64, mode: i32) -> FsResult<()> {
+    pub async fn fallocate(&self, rq: &Request, ino: Ino, fh: u64, offset: u64, len: u64, mode: i32) -> FsResult<()> {
         self.gate_change().await?;
         Handle::unpack(fh).filter(|h| h.writes()).ok_or(FsError::BadHandle)?;
         if len == 0 {
@@ -48,7 +48,7 @@ impl Vfs {
         if pieces.is_empty() && grow_to <= attr.size {
             return Ok(());
         }
-        let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false };
+        let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false, unique: rq.unique, resent: rq.resent };
         let sent = self.now();
         let attr = self.data.commit_pieces(ino, pieces, grow_to, cx).await?;
         self.learn_attr(&attr, sent);
@@ -110,7 +110,8 @@ impl Vfs {
             }
             let n = bytes.len() as u64;
             let (attr, _) = self.attr(to_ino).await?;
-            let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false };
+            // One request, many writes: when it is sent again it starts over.
+            let cx = WriteContext { trunc_seq: attr.trunc_seq, ..WriteContext::default() };
             match self.data.write(to_ino, to_offset + done, bytes, cx).await {
                 Err(e) if done == 0 => return Err(e),
                 Err(_) => break,

@@ -4,6 +4,7 @@
 //! Order: journal lock (the previous client is dead) → everything from the keeper → INIT → new incarnation → session →
 //! index of the journal → the kernel sends again what was under way → serve.
 
+pub mod journal;
 mod links;
 mod session;
 mod stats;
@@ -14,20 +15,23 @@ pub use steps::{STEPS, Step, Steps};
 
 use crate::{
     Vfs,
-    client::{Attach, ClientError, ClientSettings, connect_as},
-    fuse::kernel::{InitRecord, Recovery, ServeSettings, SlotFile, handshake, poison, serve},
+    client::{Attach, ClientError, ClientSettings, Kept, file_system, open_session},
+    fuse::kernel::{InitOptions, InitRecord, Recovery, ServeSettings, SlotFile, handshake_with, poison, serve},
     keeper::{Store, sys},
     supervise::{
         SLOTS_MODE, names,
         record::{ClientRecord, EXIT_PARK, EndRecord, Phase},
     },
+    vfs::handle::OpenTable,
 };
 use bytes::Bytes;
+use fusefs_data_path::journal::{Journal, JournalSettings};
 use fusefs_meta_client::{Components, MetaClient};
 use fusefs_types::{
-    FsError, Token,
+    FsError, SessionId, Token,
     ids::{Incarnation, MountId},
 };
+use journal::{Files, Found};
 use session::SessionRecord;
 use std::{
     fs::File,
@@ -38,8 +42,20 @@ use std::{
     time::Duration,
 };
 
-/// How long the runtime and a reading thread may take for one turn before a ping stays unanswered.
+/// How long the runtime may take for one turn before a ping stays unanswered.
 const TURN: Duration = Duration::from_secs(4);
+
+/// Items that a client gets, besides the journal.
+const ITEMS: &[&str] = &[
+    names::FUSE,
+    names::INIT,
+    names::HANDLES,
+    names::SLOTS,
+    names::RECOVERY,
+    names::SESSION,
+    names::MOUNT,
+    names::SPEC,
+];
 
 /// Why a client process ends early.
 #[derive(Debug, thiserror::Error)]
@@ -51,15 +67,15 @@ pub enum WorkerError {
     #[error("{0}: {1}")]
     Step(&'static str, #[source] io::Error),
     /// The journal belongs to an ended session; the supervisor puts it aside and starts another client.
-    #[error("the journal's session has ended; it is put aside")]
-    Park,
+    #[error("the journal of session {0} cannot be written to the volume by itself; it is put aside")]
+    Park(SessionId),
 }
 
 impl WorkerError {
     /// Exit code of the process.
     pub fn code(&self) -> u8 {
         match self {
-            WorkerError::Park => EXIT_PARK as u8,
+            WorkerError::Park(_) => EXIT_PARK as u8,
             _ => 1,
         }
     }
@@ -73,9 +89,17 @@ fn step(what: &'static str) -> impl Fn(io::Error) -> WorkerError {
 pub struct Worker {
     links: Arc<Links>,
     items: Store,
-    /// Held open until the process ends: closing any fd of a journal file would free its lock.
-    journal: Vec<File>,
+    files: Files,
     steps: Steps,
+}
+
+/// What a client takes over, ready for the session.
+struct Prepared {
+    mount: MountId,
+    init: InitRecord,
+    resumed: bool,
+    journal: Option<Journal>,
+    record: SessionRecord,
 }
 
 impl Worker {
@@ -85,37 +109,25 @@ impl Worker {
         let steps = Steps::from_env();
         steps.reached(Step::Started);
         let links = Links::start(runtime).map_err(step("connecting to the keeper"))?;
-        let mut journal = Vec::new();
+        let mut files = Vec::new();
         while let Some(item) =
-            links.get(&format!("{}{}", names::JOURNAL, journal.len())).map_err(step("getting the journal"))?
+            links.get(&format!("{}{}", names::JOURNAL, files.len())).map_err(step("getting the journal"))?
         {
             let fd = item.fd.ok_or_else(|| step("getting the journal")(io::ErrorKind::InvalidData.into()))?;
-            journal.push(File::from(fd));
+            files.push(File::from(fd));
         }
-        if let Some(first) = journal.first() {
-            lock(first).map_err(step("locking the journal"))?;
-        }
+        let files = Files::lock(files).map_err(step("locking the journal"))?;
         steps.reached(Step::Locked);
         links.put(names::CLIENT, ClientRecord::own(Phase::Starting).encode()).map_err(step("telling the keeper"))?;
-        // Only now: until its death the previous client wrote into these. Not the journal's fds a second time.
+        // Only now: until its death the previous client wrote into these.
         let mut items = Store::default();
-        for name in [
-            names::FUSE,
-            names::INIT,
-            names::HANDLES,
-            names::SLOTS,
-            names::RECOVERY,
-            names::SESSION,
-            names::MOUNT,
-            names::SPEC,
-            names::DIRS,
-        ] {
+        for name in ITEMS {
             if let Some(item) = links.get(name).map_err(step("getting the mount from the keeper"))? {
                 items.put(name, item);
             }
         }
         steps.reached(Step::Fds);
-        Ok(Worker { links, items, journal, steps })
+        Ok(Worker { links, items, files, steps })
     }
 
     /// Options of the mount.
@@ -125,37 +137,71 @@ impl Worker {
 
     /// Serves until the unmount, flushes, closes the session. Must be called inside a multi-threaded tokio runtime.
     pub async fn serve(self, settings: &ClientSettings, components: Components) -> Result<EndRecord, WorkerError> {
-        let resumed = self.items.get(names::INIT).is_some();
-        let init = self.init().await?;
-        self.steps.reached(Step::Init);
-        let mut record = self.next_incarnation()?;
-        self.steps.reached(Step::Incarnation);
-        let (meta, vfs) = match self.session(settings, components, &mut record, resumed).await? {
-            Some(both) => both,
-            None => return self.poisoned(init).await,
+        let clock = components.clock.clone();
+        let mut prepared = match self.prepare(settings, components.clone()).await? {
+            Ok(prepared) => prepared,
+            Err((init, reason)) => return self.poisoned(init, &reason).await,
+        };
+        let meta = match self.session(settings, components, &mut prepared).await? {
+            Ok(meta) => meta,
+            Err(reason) => return self.poisoned(prepared.init, &reason).await,
         };
         self.steps.reached(Step::Session);
+        let Prepared { mount, init, resumed, journal, record } = prepared;
+        let attach = Attach { mount, session: record.session, token: meta.grant().token };
+        let kept = Kept { handles: self.handles()?, journal: journal.map(JournalSettings::new) };
+        let vfs = match file_system(settings, &meta, clock, attach, kept) {
+            Err(ClientError::Journal(e)) => return self.poisoned(init, &e.to_string()).await,
+            other => other?,
+        };
         self.steps.reached(Step::Index);
+        self.connection(settings, init, resumed, &vfs).await?;
+        self.end(settings, &meta, &vfs).await
+    }
+
+    /// Serves the kernel connection until it ends.
+    async fn connection(
+        &self,
+        settings: &ClientSettings,
+        init: InitRecord,
+        resumed: bool,
+        vfs: &Arc<Vfs>,
+    ) -> Result<(), WorkerError> {
         let mut serving = ServeSettings::new(self.recovery(&init)?);
         (serving.readers, serving.io_timeout) = (settings.mount.readers, settings.mount.io_timeout);
         serving.close_timeout = settings.data.close_timeout;
+        serving.locks = Some(vfs.clone());
         let runtime = tokio::runtime::Handle::current();
         let ask_again = resumed && !planted("no-resend");
         let serving = serve(self.device()?, init, ask_again, vfs.clone(), runtime.clone(), serving)
             .map_err(step("serving the kernel"))?;
-        stats::publish(serving.shared_stats(), resumed, 0);
+        vfs.set_kernel_caches(Arc::new(serving.notifier()));
         self.steps.reached(Step::Resend);
         self.links.set_alive(turn_of(runtime));
+        stats::report(serving.shared_stats(), vfs.clone());
         self.tell(Phase::Serving)?;
         self.steps.reached(Step::Serving);
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || serving.wait()).await {
             tracing::warn!(%error, "the kernel connection ended with an error");
         }
+        Ok(())
+    }
+
+    /// After the unmount: everything goes to the store. What does not stays in the journal, and then the session stays
+    /// open for the next mount, which writes it.
+    async fn end(&self, settings: &ClientSettings, meta: &MetaClient, vfs: &Vfs) -> Result<EndRecord, WorkerError> {
         let end = vfs.data().shutdown(settings.flush_timeout).await;
-        if let Err(refusal) = meta.close(end.leftovers).await
-            && refusal.error != FsError::Stale
-        {
-            tracing::warn!(reason = %refusal.message, "closing the session failed; the cluster ends it when its time is up");
+        if end.unflushed == 0 || vfs.data().journal().is_none() {
+            if let Some(Err(error)) = vfs.data().journal().map(|j| j.make_void()) {
+                tracing::warn!(%error, "the journal cannot be marked as empty");
+            }
+            // What earlier processes of this mount uploaded and did not commit is not counted anywhere.
+            let leftovers = end.leftovers.max(u64::from(meta.grant().token.incarnation.0 > 1));
+            if let Err(refusal) = meta.close(leftovers).await
+                && refusal.error != FsError::Stale
+            {
+                tracing::warn!(reason = %refusal.message, "closing the session failed; the cluster ends it in time");
+            }
         }
         self.finish(EndRecord { unflushed: end.unflushed, poisoned: false })
     }
@@ -165,6 +211,12 @@ impl Worker {
         fd.and_then(sys::duplicate).map_err(step("getting the kernel connection"))
     }
 
+    fn handles(&self) -> Result<OpenTable, WorkerError> {
+        let fd = self.items.fd(names::HANDLES).ok_or_else(|| io::Error::other("the keeper has no handles"));
+        let file = fd.and_then(sys::duplicate).map(File::from);
+        file.and_then(OpenTable::restore).map_err(step("reading the table of open handles"))
+    }
+
     fn tell(&self, phase: Phase) -> Result<(), WorkerError> {
         self.links.put(names::CLIENT, ClientRecord::own(phase).encode()).map_err(step("telling the keeper"))
     }
@@ -172,6 +224,46 @@ impl Worker {
     fn finish(&self, end: EndRecord) -> Result<EndRecord, WorkerError> {
         self.links.put(names::ENDED, end.encode()).map_err(step("telling the keeper"))?;
         Ok(end)
+    }
+
+    /// Everything before the session. The inner error: this mount cannot go on.
+    async fn prepare(
+        &self,
+        settings: &ClientSettings,
+        components: Components,
+    ) -> Result<Result<Prepared, (InitRecord, String)>, WorkerError> {
+        let mount = self.items.bytes(names::MOUNT).and_then(|b| b.try_into().ok()).map(u128::from_le_bytes);
+        let mount = MountId(mount.ok_or_else(|| step("reading the mount's id")(io::ErrorKind::InvalidData.into()))?);
+        let resumed = self.items.get(names::INIT).is_some();
+        let found = match self.files.recognise(mount, resumed) {
+            Err(e) if resumed => return Ok(Err((self.init().await?, e.to_string()))),
+            other => other.map_err(ClientError::Journal)?,
+        };
+        let journal = match found {
+            Found::Left(header) => match self.files.replay_left(header, mount, settings, components).await {
+                Err(WorkerError::Park(session)) => {
+                    self.links.put(names::PARK, session.to_string().into()).map_err(step("telling the keeper"))?;
+                    return Err(WorkerError::Park(session));
+                }
+                other => other?,
+            },
+            other => other,
+        };
+        let journal = match journal {
+            Found::Own(journal) => Some(journal),
+            Found::Nothing | Found::Left(_) => {
+                tracing::warn!("no journal: what is written is lost when the client is killed before fsync or close");
+                None
+            }
+        };
+        let init = self.init().await?;
+        if resumed && let Err(e) = init.open() {
+            return Ok(Err((init, e.to_string())));
+        }
+        self.steps.reached(Step::Init);
+        let record = self.next_incarnation(journal.as_ref())?;
+        self.steps.reached(Step::Incarnation);
+        Ok(Ok(Prepared { mount, init, resumed, journal, record }))
     }
 
     /// How requests survive this process: the same for every process of the connection.
@@ -192,66 +284,64 @@ impl Worker {
         }
         let (device, links) = (self.device()?, self.links.clone());
         let shaking = tokio::task::spawn_blocking(move || {
-            handshake(device.as_fd(), |record| links.put(names::INIT, record.0.to_vec()))
+            handshake_with(device.as_fd(), InitOptions { locks: true }, |record| {
+                links.put(names::INIT, record.0.to_vec())
+            })
         });
         let shaken = shaking.await.unwrap_or_else(|e| Err(io::Error::other(e)));
         shaken.map_err(step("answering the kernel's INIT"))
     }
 
-    /// Counts this process, before the cluster sees its token.
-    fn next_incarnation(&self) -> Result<SessionRecord, WorkerError> {
+    /// Counts this process, before the cluster sees its token: in the journal, and at the holders for the case that the
+    /// journal's disk fails.
+    fn next_incarnation(&self, journal: Option<&Journal>) -> Result<SessionRecord, WorkerError> {
         let mut record = self.items.bytes(names::SESSION).and_then(SessionRecord::decode).unwrap_or_default();
-        record.incarnation = Incarnation(record.incarnation.0.saturating_add(1));
+        let counted = journal.map(|j| j.begin_incarnation(journal::boot_id())).transpose();
+        let counted = counted.map_err(ClientError::Journal)?.map_or(0, |i| i.0);
+        record.incarnation = Incarnation(record.incarnation.0.saturating_add(1).max(counted));
         self.links.put(names::SESSION, record.encode()).map_err(step("counting the incarnation"))?;
         Ok(record)
     }
 
-    /// Opens the session or takes it over. A mount that served before waits for the cluster as long as it takes; None =
-    /// the cluster has ended or fenced the session.
+    /// Opens the session or takes it over. A mount that served before waits for the cluster as long as it takes. The
+    /// inner error: the cluster has ended or fenced the session.
     async fn session(
         &self,
         settings: &ClientSettings,
         components: Components,
-        record: &mut SessionRecord,
-        resumed: bool,
-    ) -> Result<Option<(Arc<MetaClient>, Arc<Vfs>)>, WorkerError> {
-        let mount = self.items.bytes(names::MOUNT).and_then(|b| b.try_into().ok()).map(u128::from_le_bytes);
-        let mount = mount.ok_or_else(|| step("reading the mount's id")(io::ErrorKind::InvalidData.into()))?;
-        let token = Token { attach: record.attach, incarnation: record.incarnation };
+        p: &mut Prepared,
+    ) -> Result<Result<Arc<MetaClient>, String>, WorkerError> {
+        let token = Token { attach: p.record.attach, incarnation: p.record.incarnation };
         loop {
-            let attach = Attach { mount: MountId(mount), session: record.session, token };
-            match connect_as(settings, components.clone(), attach).await {
-                Ok((meta, vfs)) => {
+            let attach = Attach { mount: p.mount, session: p.record.session, token };
+            match open_session(settings, components.clone(), attach).await {
+                Ok(meta) => {
                     let grant = meta.grant();
-                    (record.session, record.attach) = (grant.session, grant.token.attach);
-                    self.links.put(names::SESSION, record.encode()).map_err(step("keeping the session's id"))?;
-                    return Ok(Some((meta, vfs)));
+                    (p.record.session, p.record.attach) = (grant.session, grant.token.attach);
+                    if let Some(journal) = &p.journal {
+                        journal.set_session(grant.session, grant.token.attach).map_err(ClientError::Journal)?;
+                    }
+                    self.links.put(names::SESSION, p.record.encode()).map_err(step("keeping the session's id"))?;
+                    return Ok(Ok(meta));
                 }
-                Err(e) if !resumed => return Err(e.into()),
-                Err(ClientError::Master(r)) if ends_session(r.error) => {
-                    tracing::error!(session = %record.session, "the mount cannot go on: {}; unmount it", r.message);
-                    return Ok(None);
-                }
+                Err(e) if !p.resumed => return Err(e.into()),
+                Err(ClientError::Master(r)) if ends_session(r.error) => return Ok(Err(r.message)),
                 Err(e) if self.items.fd(names::FUSE).is_none_or(sys::connection_gone) => return Err(e.into()),
                 Err(error) => tracing::warn!(%error, "the cluster cannot be reached yet; applications wait"),
             }
         }
     }
 
-    /// The session is gone for good: every request gets an error, until the unmount.
-    async fn poisoned(&self, init: InitRecord) -> Result<EndRecord, WorkerError> {
-        self.tell(Phase::Poisoned)?;
+    /// This mount cannot go on: every request gets an error, until the unmount.
+    async fn poisoned(&self, init: InitRecord, reason: &str) -> Result<EndRecord, WorkerError> {
+        eprintln!("fusefs: this mount cannot go on, every access gets an error until it is unmounted: {reason}");
         let (device, recovery) = (self.device()?, self.recovery(&init)?);
+        self.tell(Phase::Poisoned)?;
         let poisoning = tokio::task::spawn_blocking(move || poison(device, &init, recovery));
         if let Ok(Err(error)) = poisoning.await {
             tracing::warn!(%error, "the kernel connection ended with an error");
         }
         self.finish(EndRecord { unflushed: 0, poisoned: true })
-    }
-
-    /// The journal's files.
-    pub fn journal(&self) -> &[File] {
-        &self.journal
     }
 }
 
@@ -264,23 +354,6 @@ fn planted(bug: &str) -> bool {
 /// Refusals after which no retry helps.
 fn ends_session(error: FsError) -> bool {
     matches!(error, FsError::Stale | FsError::Fenced | FsError::NotFound)
-}
-
-/// POSIX lock over the whole file: the kernel frees it when the process is really gone.
-fn lock(file: &File) -> io::Result<()> {
-    let all = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    loop {
-        match nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETLKW(&all)) {
-            Err(nix::errno::Errno::EINTR) => {}
-            other => return Ok(other.map(drop)?),
-        }
-    }
 }
 
 /// One turn of the runtime answers a ping.

@@ -1,54 +1,48 @@
-//! What a client process counted, in a file that survives it: for tests and for people who look into a resume.
+//! Counters for tests: a client that is killed cannot be asked, so it leaves them behind.
 
-use crate::fuse::kernel::ServeStats;
-use serde_json::json;
+use crate::{Vfs, fuse::kernel::ServeStats};
 use std::{
-    fs::{File, OpenOptions},
-    io::Write,
+    path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-/// Names the file (`FUSEFS_STATS_FILE`).
-const ENV: &str = "FUSEFS_STATS_FILE";
-/// How often a change is written: what a killed process counted last may be missing for this long.
-const INTERVAL: Duration = Duration::from_millis(5);
+/// How often they are written.
+const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Appends a JSON line whenever something changed, if the environment names a file. Must be called inside a runtime.
-pub(super) fn publish(stats: Arc<ServeStats>, resumed: bool, replayed: u64) {
-    let Some(path) = std::env::var_os(ENV) else { return };
-    let file = match OpenOptions::new().create(true).append(true).open(&path) {
-        Ok(file) => file,
-        Err(error) => return tracing::warn!(%error, "{ENV} cannot be written"),
-    };
-    write(&file, &stats, resumed, replayed);
-    tokio::spawn(async move {
-        let (mut turn, mut last) = (tokio::time::interval(INTERVAL), 0);
+/// With `FUSEFS_STATS_DIR=DIR` writes `DIR/client-PID` every 10 ms: lines `NAME VALUE`. Counters of this process only, so
+/// the sum over all files is what happened to the mount.
+pub(super) fn report(stats: Arc<ServeStats>, vfs: Arc<Vfs>) {
+    let Some(dir) = std::env::var_os("FUSEFS_STATS_DIR").map(PathBuf::from) else { return };
+    let path = dir.join(format!("client-{}", std::process::id()));
+    drop(tokio::spawn(async move {
+        let mut turn = tokio::time::interval(INTERVAL);
         loop {
             turn.tick().await;
-            let now = stats.requests.load(Ordering::Relaxed) + stats.rewritten.load(Ordering::Relaxed);
-            if now != last {
-                last = now;
-                write(&file, &stats, resumed, replayed);
+            if let Err(error) = std::fs::write(&path, text(&stats, &vfs)) {
+                tracing::warn!(%error, "counters cannot be written");
+                return;
             }
         }
-    });
+    }));
 }
 
-fn write(mut file: &File, stats: &ServeStats, resumed: bool, replayed: u64) {
-    let get = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
-    let line = json!({
-        "pid": std::process::id(),
-        "resumed": resumed,
-        "requests": get(&stats.requests),
-        "resent": get(&stats.resent),
-        "reserved": get(&stats.reserved),
-        "rewritten": get(&stats.rewritten),
-        "late_replies": get(&stats.late_replies),
-        "dropped_replies": get(&stats.dropped_replies),
-        "interrupted": get(&stats.interrupted),
-        "replayed": replayed,
-    });
-    // One write per line, so that lines of successive processes do not mix. Only a report: an error changes nothing.
-    let _ = file.write_all(format!("{line}\n").as_bytes());
+fn text(s: &ServeStats, vfs: &Vfs) -> String {
+    let r = vfs.data().replayed();
+    let counters = [
+        ("requests", s.requests.load(Ordering::Relaxed)),
+        ("resent", s.resent.load(Ordering::Relaxed)),
+        ("reserved", s.reserved.load(Ordering::Relaxed)),
+        ("rewritten", s.rewritten.load(Ordering::Relaxed)),
+        ("inline_answers", s.inline_answers.load(Ordering::Relaxed)),
+        ("late_replies", s.late_replies.load(Ordering::Relaxed)),
+        ("dropped_replies", s.dropped_replies.load(Ordering::Relaxed)),
+        ("interrupted", s.interrupted.load(Ordering::Relaxed)),
+        ("journal_scanned", r.scanned),
+        ("journal_writes", r.writes),
+        ("journal_bytes", r.bytes),
+        ("journal_intents", r.intents),
+        ("journal_torn", r.torn),
+    ];
+    counters.map(|(name, value)| format!("{name} {value}\n")).concat()
 }

@@ -9,7 +9,7 @@ use fusefs_fuse_client::{Settings, Vfs};
 use fusefs_meta_state::{LogPos, Outcome, Partition, PartitionConfig, record::BlobKey, txn::Work};
 use fusefs_types::{
     Clock, FsError, FsResult, Hlc, Ino, KeyRange, PartitionId, SessionId, Source, Token, VolumeId,
-    ids::{Incarnation, MountId, OpId},
+    ids::{Incarnation, MountId, OpId, Origin},
     ops::*,
     txn::Internal,
 };
@@ -50,6 +50,7 @@ struct State {
 pub struct Cluster {
     state: Mutex<State>,
     holders: Mutex<BTreeMap<SessionId, Arc<dyn Holders>>>,
+    deaf: AtomicBool,
     pub clock: Arc<TestClock>,
     pub store: Arc<MemoryStore>,
 }
@@ -66,6 +67,7 @@ impl Cluster {
         Arc::new(Cluster {
             state: Mutex::new(State { p, index: 0, blobs: BTreeMap::new() }),
             holders: Mutex::default(),
+            deaf: AtomicBool::new(false),
             clock: Arc::new(TestClock::default()),
             store: Arc::new(MemoryStore::default()),
         })
@@ -78,7 +80,18 @@ impl Cluster {
 
     pub fn client_with(self: &Arc<Self>, change: impl FnOnce(&mut Settings)) -> Client {
         let session = SessionId(100 + self.holders.lock().len() as u128);
-        let token = Token { attach: 0, incarnation: Incarnation(1) };
+        self.client_of(session, 1, change)
+    }
+
+    /// The client process `incarnation` of a session.
+    pub fn client_of(
+        self: &Arc<Self>,
+        session: SessionId,
+        incarnation: u32,
+        change: impl FnOnce(&mut Settings),
+    ) -> Client {
+        let incarnation = Incarnation(incarnation);
+        let token = Token { attach: 0, incarnation };
         let meta = Arc::new(FakeMeta {
             cluster: self.clone(),
             session,
@@ -86,14 +99,50 @@ impl Cluster {
             counts: Mutex::default(),
             leased: AtomicBool::new(true),
             renewed: tokio::sync::Notify::new(),
+            internal: AtomicU64::new((u64::from(incarnation.0) << 32) | 1),
+            cut: AtomicBool::new(false),
+            healed: tokio::sync::Notify::new(),
+            journal: AtomicU64::new(1),
         });
-        self.state.lock().apply(&self.clock, Body::Internal(Internal::Attach { session, token }));
+        self.internal(Internal::Attach { session, token });
         let mut settings = Settings::new(MountId(session.0), Ino::ROOT);
         change(&mut settings);
         let data = fusefs_data_path::Settings::default();
         let (clock, store) = (self.clock.clone(), self.store.clone());
-        let vfs = Vfs::new(settings, meta.clone(), store, data, clock, (session, Incarnation(1)));
+        let vfs = Vfs::new(settings, meta.clone(), store, data, clock, (session, incarnation));
         Client { vfs: Arc::new(vfs), meta, unique: AtomicU64::new(2) }
+    }
+
+    /// Applies a command, and tells everybody which locks went, as the event stream would.
+    fn apply(&self, body: Body) -> Outcome {
+        let (outcome, unlocked) = self.state.lock().apply(&self.clock, body);
+        if !unlocked.is_empty() && !self.deaf.load(Ordering::SeqCst) {
+            let all: Vec<_> = self.holders.lock().values().cloned().collect();
+            all.iter().for_each(|h| h.locks_freed(&unlocked));
+        }
+        outcome
+    }
+
+    fn internal(&self, internal: Internal) {
+        self.apply(Body::Internal(internal));
+    }
+
+    /// The master ends a session.
+    pub fn end(&self, session: SessionId) {
+        self.internal(Internal::EndSession { session, revoked: true });
+    }
+
+    /// All locks on an inode.
+    pub fn locks(&self, ino: Ino) -> Vec<HeldLock> {
+        match self.state.lock().p.read(SessionId(0), &Read::ListLocks { ino }) {
+            Ok(ReadReply::Locks(all)) => all,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Loses all events from now on.
+    pub fn lose_events(&self) {
+        self.deaf.store(true, Ordering::SeqCst);
     }
 
     /// What the leader's background work does about orphans.
@@ -113,7 +162,7 @@ impl Cluster {
                     _ => continue,
                 };
                 progress = true;
-                self.state.lock().apply(&self.clock, Body::Internal(internal));
+                self.internal(internal);
             }
             if !progress {
                 return;
@@ -127,7 +176,7 @@ impl Cluster {
 }
 
 impl State {
-    fn apply(&mut self, clock: &TestClock, body: Body) -> Outcome {
+    fn apply(&mut self, clock: &TestClock, body: Body) -> (Outcome, Vec<Ino>) {
         self.index += 1;
         let command = Command { stamp: Hlc(clock.wall_ns()), level: 1, body };
         let done = self.p.apply(LogPos { term: 1, index: self.index, n: 0 }, &command);
@@ -137,7 +186,7 @@ impl State {
         for gone in done.freed {
             self.blobs.remove(&gone.key);
         }
-        done.outcome
+        (done.outcome, done.unlocked)
     }
 
     fn read(&self, session: SessionId, read: &Read) -> FsResult<ReadReply> {
@@ -161,6 +210,10 @@ pub struct FakeMeta {
     counts: Mutex<BTreeMap<&'static str, u64>>,
     leased: AtomicBool,
     renewed: tokio::sync::Notify,
+    internal: AtomicU64,
+    cut: AtomicBool,
+    healed: tokio::sync::Notify,
+    journal: AtomicU64,
 }
 
 impl FakeMeta {
@@ -172,6 +225,20 @@ impl FakeMeta {
         self.leased.store(leased, Ordering::SeqCst);
         self.renewed.notify_waiters();
     }
+    /// Cuts this client off from the cluster, or heals that.
+    pub fn cut(&self, cut: bool) {
+        self.cut.store(cut, Ordering::SeqCst);
+        self.healed.notify_waiters();
+    }
+    async fn through(&self) {
+        loop {
+            let healed = self.healed.notified();
+            if !self.cut.load(Ordering::SeqCst) {
+                return;
+            }
+            healed.await;
+        }
+    }
     fn count(&self, name: &'static str) {
         *self.counts.lock().entry(name).or_insert(0) += 1;
     }
@@ -182,15 +249,21 @@ impl Meta for FakeMeta {
     async fn write(&self, op: OpId, write: Write) -> FsResult<WriteReply> {
         self.count(write.name());
         let caller = Caller { session: self.session, token: self.token, op, acks: vec![] };
-        let outcome = self.cluster.state.lock().apply(&self.cluster.clock, Body::Client(caller, write));
+        self.through().await;
+        let outcome = self.cluster.apply(Body::Client(caller, write));
         self.cluster.settle();
         match outcome {
             Outcome::Client(result) => result,
             other => panic!("{other:?}"),
         }
     }
+    async fn write_internal(&self, write: Write) -> FsResult<WriteReply> {
+        let number = self.internal.fetch_add(1, Ordering::SeqCst);
+        self.write(OpId { mount: MountId(self.session.0), origin: Origin::Internal, number, step: 0 }, write).await
+    }
     async fn read(&self, read: Read) -> FsResult<ReadReply> {
         self.count(read.name());
+        self.through().await;
         let mut state = self.cluster.state.lock();
         let reply = state.read(self.session, &read);
         if let Read::Close { ino } = read
@@ -220,6 +293,10 @@ impl Meta for FakeMeta {
         }
     }
     fn replied(&self, _op: OpId) {}
+    fn begin_journal(&self) -> u64 {
+        self.journal.fetch_add(1, Ordering::Relaxed)
+    }
+    fn resume_journal(&self, _unfinished: &[u64]) {}
     fn set_holders(&self, holders: Arc<dyn Holders>) {
         self.cluster.holders.lock().insert(self.session, holders);
     }
@@ -235,6 +312,9 @@ pub struct Client {
 impl Client {
     pub fn rq(&self) -> fusefs_fuse_client::vfs::Request {
         fusefs_fuse_client::vfs::Request::new(self.unique.fetch_add(2, Ordering::Relaxed), 0, 0)
+    }
+    pub fn session(&self) -> SessionId {
+        self.meta.session
     }
     /// RPCs since the last call, all kinds together.
     pub fn rpcs(&self) -> u64 {

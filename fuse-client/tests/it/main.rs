@@ -5,6 +5,7 @@ mod cluster;
 #[cfg(target_os = "linux")]
 mod kmount;
 mod local;
+mod locks;
 mod mounted;
 mod rng;
 mod tree;

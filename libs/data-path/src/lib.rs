@@ -4,10 +4,12 @@
 //! - [`layout`]: the object format (header, 64 KiB frames with CRCs), pure.
 //! - [`reader`]: extents -> coalesced, verified range reads; block cache; read-ahead.
 //! - [`writer`]: one queue per inode, uploads in parallel, commits in order ([`WriteLog`]).
+//! - [`journal`]: what makes acknowledged writes survive the death of the client.
 //! - [`DataPath`]: all of it for one mount.
 //!
 //! This is the only crate that names an S3 SDK. It needs a tokio runtime and follows its (possibly paused) time.
 
+pub mod journal;
 pub mod layout;
 pub mod object;
 mod pace;

@@ -1,6 +1,7 @@
 //! Everything a mount needs for file data.
 
 use crate::{
+    journal::{Journal, JournalError, JournalSettings, ReplayStats},
     object::ObjectStore,
     reader::{ReadStats, Reader},
     settings::Settings,
@@ -8,7 +9,11 @@ use crate::{
     writer::{Credits, DirtyAttr, MemoryLog, Parts, Unlimited, WriteContext, WriteLog, WriteStats},
 };
 use bytes::Bytes;
-use fusefs_types::{Attr, Clock, FsResult, Ino, SessionId, ids::Incarnation, ops::Piece};
+use fusefs_types::{
+    Attr, Clock, FsResult, Ino, SessionId,
+    ids::{Incarnation, OpId},
+    ops::Piece,
+};
 use std::sync::Arc;
 
 /// File data of one mount: buffered ordered writes, cached verified reads. Signatures are listed in `API.md`.
@@ -31,6 +36,15 @@ pub struct Shutdown {
 pub struct Barrier {
     path: Arc<DataPath>,
     ino: Ino,
+    size: u64,
+}
+
+impl Barrier {
+    /// The truncation of [`DataPath::truncate_barrier`] succeeded; the file has this `trunc_seq` now. To be called before
+    /// the truncation is answered: what it cancelled does not come back from the journal then.
+    pub fn truncated(&self, trunc_seq: u64) {
+        self.path.log.truncated(self.ino, self.size, trunc_seq);
+    }
 }
 
 impl Drop for Barrier {
@@ -41,8 +55,8 @@ impl Drop for Barrier {
 }
 
 impl DataPath {
-    /// Starts the data path with unlimited, accounted space. Must be called inside a tokio runtime, whose workers do the
-    /// background work; dropping it stops that.
+    /// Starts the data path with unlimited, accounted space and no journal. Must be called inside a tokio runtime, whose
+    /// workers do the background work; dropping it stops that.
     pub fn new(
         store: Arc<dyn ObjectStore>,
         sink: Arc<dyn MetaSink>,
@@ -65,21 +79,57 @@ impl DataPath {
     ) -> Arc<DataPath> {
         let reader = Reader::new(store.clone(), sink.clone(), settings.clone());
         let listener = reader.clone();
-        let log = MemoryLog::new(Parts { store, sink, clock, session, incarnation, credits, listener, settings });
-        Arc::new(DataPath { log, reader })
+        let journal = None;
+        let parts = Parts { store, sink, clock, session, incarnation, credits, listener, settings, journal };
+        Arc::new(DataPath { log: MemoryLog::in_memory(parts), reader })
+    }
+
+    /// As [`DataPath::new`] over a journal: acknowledged writes survive the death of the process. What an earlier client
+    /// process left is visible when this returns, and on its way to the cluster. Reads the journal's files (a few
+    /// milliseconds; up to 256 MiB when nothing could be committed).
+    ///
+    /// Errors: those of [`Journal::recover`]; the mount must be poisoned then (PROTOCOL 41).
+    pub fn with_journal(
+        store: Arc<dyn ObjectStore>,
+        sink: Arc<dyn MetaSink>,
+        clock: Arc<dyn Clock>,
+        (session, incarnation): (SessionId, Incarnation),
+        settings: Settings,
+        journal: JournalSettings,
+    ) -> Result<Arc<DataPath>, JournalError> {
+        let reader = Reader::new(store.clone(), sink.clone(), settings.clone());
+        let (listener, credits, journal) = (reader.clone(), Arc::new(Unlimited::default()), Some(journal));
+        let parts = Parts { store, sink, clock, session, incarnation, credits, listener, settings, journal };
+        Ok(Arc::new(DataPath { log: MemoryLog::new(parts)?, reader }))
+    }
+
+    /// What came back from the journal at the start.
+    pub fn replayed(&self) -> ReplayStats {
+        self.log.replayed()
+    }
+    /// The journal below, for its counters and header.
+    pub fn journal(&self) -> Option<&Arc<Journal>> {
+        self.log.journal()
+    }
+    /// The kernel has sent all requests of the previous client process again: the numbers of those that the journal
+    /// knows may be forgotten.
+    pub fn resumed(&self) {
+        self.log.resumed();
     }
 
     /// Buffers a write when that needs no waiting (no full buffer, no barrier); None = call [`DataPath::write`].
     pub fn try_write(&self, ino: Ino, offset: u64, data: &Bytes, cx: WriteContext) -> Option<FsResult<()>> {
         self.log.try_write(ino, offset, data, cx)
     }
-    /// Buffers a write; it is committed by fsync, flush, or within 5 s.
+    /// Buffers a write; it is committed by fsync, flush, or within 5 s. With a journal it survives the process once this
+    /// returns; waits while the journal is full.
     pub async fn write(&self, ino: Ino, offset: u64, data: Bytes, cx: WriteContext) -> FsResult<()> {
         self.log.write(ino, offset, data, cx).await
     }
-    /// O_APPEND: the partition assigns the offset, which is returned with the attributes; durable when it returns.
-    pub async fn append(&self, ino: Ino, data: Bytes) -> FsResult<(u64, Attr)> {
-        self.log.append(ino, data).await
+    /// O_APPEND: the partition assigns the offset, which is returned with the attributes; durable when it returns. `op` is
+    /// the operation of the kernel's request, the same when it is sent again.
+    pub async fn append(&self, ino: Ino, data: Bytes, op: OpId) -> FsResult<(u64, Attr)> {
+        self.log.append(ino, data, op).await
     }
     /// Reads from memory only; None = call [`DataPath::read`].
     pub fn try_read(&self, ino: Ino, offset: u64, len: usize) -> Option<Bytes> {
@@ -110,12 +160,12 @@ impl DataPath {
     /// Drains the file's queue; its writes wait until the guard is dropped.
     pub async fn barrier(self: &Arc<Self>, ino: Ino) -> FsResult<Barrier> {
         self.log.hold(ino, None).await?;
-        Ok(Barrier { path: self.clone(), ino })
+        Ok(Barrier { path: self.clone(), ino, size: u64::MAX })
     }
     /// As [`DataPath::barrier`] before a truncation to `size`: dirty data that lies wholly behind it may be dropped.
     pub async fn truncate_barrier(self: &Arc<Self>, ino: Ino, size: u64) -> FsResult<Barrier> {
         self.log.hold(ino, Some(size)).await?;
-        Ok(Barrier { path: self.clone(), ino })
+        Ok(Barrier { path: self.clone(), ino, size })
     }
     /// Punches holes ([`Piece::Hole`]) or allocates zeroes (a [`Piece::Extent`] of `Source::Zero`); `grow_to` = smallest
     /// size afterwards, 0 keeps the size. Takes the barrier itself.

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fusefs_types::{
     Attr, Extent, FsResult, Ino,
+    ids::OpId,
     ops::{Append, CommitFile},
 };
 
@@ -22,18 +23,30 @@ pub struct ExtentMap {
 
 /// Metadata calls of the data path.
 ///
-/// `lsn` names the mutation (`OpId { origin: Journal, number: lsn, step: 0 }`): the same lsn always comes with the same
-/// content, so a call may be repeated after an unknown outcome. An error for which `FsError::is_retryable()` holds is
-/// repeated here with the same lsn; any other one is an answer (and a later try gets a new lsn).
+/// `number` names a commit (`OpId { origin: Journal, number, step: 0 }`): the same number always comes with the same
+/// content, so a call may be repeated after an unknown outcome, also by the next client process (from the journal). An
+/// error for which `FsError::is_retryable()` holds is repeated here with the same number; any other one is an answer
+/// (and a later try gets a new number).
 ///
 /// Implementations should put the returned attributes into their cache before they return: right afterwards the dirty
 /// overlay of these bytes disappears.
 #[async_trait]
 pub trait MetaSink: Send + Sync + 'static {
+    /// Gives the number of the next commit and notes it as outstanding, in one step: no higher number may be
+    /// acknowledged before it is. Numbers of one session never repeat, whatever client process asks.
+    fn begin(&self) -> u64;
+    /// Commits of an earlier client process that are sent again: outstanding from now on. Called once, before the
+    /// first [`MetaSink::begin`], and before anything is acknowledged.
+    fn resume(&self, unfinished: &[u64]);
+    /// The answer of this commit is recorded here: its stored copy may go. Not called for a commit whose answer could
+    /// not be recorded, so that a partition's [`fusefs_types::FsError::TooOld`] always means "was executed".
+    fn settled(&self, number: u64);
     /// Commits data of one file. Returns the attributes afterwards.
-    async fn commit(&self, lsn: u64, file: CommitFile) -> FsResult<Attr>;
-    /// Appends at an offset that the partition chooses. Returns that offset and the attributes afterwards.
-    async fn append(&self, lsn: u64, append: Append) -> FsResult<(u64, Attr)>;
+    async fn commit(&self, number: u64, file: CommitFile) -> FsResult<Attr>;
+    /// Appends at an offset that the partition chooses, exactly once under `op`, which is the operation of the kernel's
+    /// request. The same op may come with other pieces (inline, then an object; another object after a restart) but
+    /// always with the same length. Returns that offset and the attributes afterwards.
+    async fn append(&self, op: OpId, append: Append) -> FsResult<(u64, Attr)>;
     /// Extents overlapping `[offset, offset + len)`.
     async fn extents(&self, ino: Ino, offset: u64, len: u64) -> FsResult<ExtentMap>;
 }

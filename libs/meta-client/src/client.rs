@@ -75,6 +75,7 @@ pub(crate) struct Inner {
     grant: SessionGrant,
     mount: MountId,
     internal: AtomicU64,
+    journal: AtomicU64,
     acks: Mutex<Acks>,
     refreshing: tokio::sync::Mutex<()>,
     map_wanted: Notify,
@@ -160,6 +161,7 @@ impl MetaClient {
             mount,
             internal: AtomicU64::new((u64::from(grant.token.incarnation.0) << 32) | 1),
             acks: Mutex::new(Acks::new(mount, resuming)),
+            journal: AtomicU64::new((u64::from(grant.token.incarnation.0) << 32) | 1),
             refreshing: tokio::sync::Mutex::new(()),
             map_wanted: Notify::new(),
             grant,
@@ -191,6 +193,22 @@ impl MetaClient {
     pub fn journal_op(&self, lsn: u64) -> OpId {
         OpId { mount: self.inner.mount, origin: Origin::Journal, number: lsn, step: 0 }
     }
+    /// Id of the next commit of this client process, noted as outstanding in the same step: acknowledgements of higher
+    /// numbers never cover it. Numbers of one session never repeat: the incarnation is in their upper half.
+    pub fn next_journal_op(&self) -> OpId {
+        let mut acks = self.inner.acks.lock();
+        let op = self.journal_op(self.inner.journal.fetch_add(1, Ordering::Relaxed));
+        acks.begin(op);
+        op
+    }
+    /// Commits of an earlier client process that will be sent again: outstanding until [`MetaClient::ack`]. To be called
+    /// before the first [`MetaClient::next_journal_op`].
+    pub fn resume_journal(&self, unfinished: &[u64]) {
+        let mut acks = self.inner.acks.lock();
+        for number in unfinished {
+            acks.begin(self.journal_op(*number));
+        }
+    }
     /// A fresh id for a mutation of our own.
     pub fn next_internal_op(&self) -> OpId {
         self.inner.next_internal_op()
@@ -200,12 +218,13 @@ impl MetaClient {
     /// waits for ever; with one, [`FsError::Unavailable`] means that the outcome is unknown and that the same call may be
     /// repeated. [`FsError::Stale`] when the session has ended.
     ///
-    /// The caller says [`MetaClient::ack`] when the result has reached its own caller; for other origins than FUSE a
-    /// final error needs no acknowledgement.
+    /// The caller says [`MetaClient::ack`] when the result has reached its own caller (FUSE), or when it is recorded
+    /// (journal); for our own operations a final error needs no acknowledgement.
     pub async fn write(&self, op: OpId, write: Write) -> FsResult<WriteReply> {
         let result = self.write_under(op, &write).await;
-        // Only the kernel waits for the answer of a request of its own; a final error ends all others here.
-        if op.origin != Origin::Fuse && matches!(result, Err(e) if !e.is_retryable()) {
+        // The kernel waits for the answer of a request of its own, and the journal records answers before they are
+        // acknowledged; a final error ends all others here.
+        if op.origin == Origin::Internal && matches!(result, Err(e) if !e.is_retryable()) {
             self.ack(op);
         }
         result
@@ -216,6 +235,10 @@ impl MetaClient {
         let id = inner.acks.lock().begin(op);
         let route = Route::Key(write.route());
         let mut result = inner.run(route, Ask::Write(op, id, write)).await;
+        if matches!(result, Err(FsError::TooOld)) && op.origin == Origin::Journal {
+            // Numbers of the journal begin before higher ones can be acknowledged: it was executed and acknowledged.
+            return Err(FsError::TooOld);
+        }
         if matches!(result, Err(FsError::TooOld)) {
             // The number lay below an acknowledgement that was sent before this operation began. One that an earlier
             // process of this mount had begun too was executed and answered by it: for that one this is the end.

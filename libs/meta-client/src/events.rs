@@ -18,6 +18,8 @@ pub trait Holders: Send + Sync + 'static {
     fn holds(&self, ino: Ino) -> bool;
     /// The stream with this metanode broke: drop what was cached on its word.
     fn broken(&self, _addr: &str) {}
+    /// Locks on these inodes went or shrank: waiters should try again.
+    fn locks_freed(&self, _inos: &[Ino]) {}
 }
 
 /// Keeps one listener per metanode of the map.
@@ -73,6 +75,10 @@ fn answer(inner: &Inner, event: ServerEvent, holders: &dyn Holders) -> ClientBod
         ServerBody::Hello => ClientBody::Nothing,
         ServerBody::MapChanged { generation } => {
             inner.newer_map(generation);
+            ClientBody::Nothing
+        }
+        ServerBody::LocksFreed { inos, .. } => {
+            holders.locks_freed(&inos);
             ClientBody::Nothing
         }
         ServerBody::HoldersAsked { group, term, inos } => {

@@ -88,6 +88,8 @@ pub struct Applied {
     pub blobs: Vec<BlobPut>,
     /// Puts to free.
     pub freed: Vec<BlobRef>,
+    /// Inodes on which a lock went or shrank: whoever waits for one should try again.
+    pub unlocked: Vec<Ino>,
 }
 
 /// Context of one command while it executes.
@@ -103,6 +105,8 @@ pub struct Cx {
     pub blobs: Vec<BlobPut>,
     /// Freed puts so far.
     pub freed: Vec<BlobRef>,
+    /// Inodes on which a lock went or shrank.
+    pub(crate) unlocked: BTreeSet<Ino>,
     /// Objects whose references changed: those without any die at the end of the command.
     pub(crate) touched: BTreeSet<ObjectId>,
     /// Inline puts whose references changed.
@@ -118,6 +122,7 @@ impl Cx {
             caller: None,
             blobs: Vec::new(),
             freed: Vec::new(),
+            unlocked: BTreeSet::new(),
             touched: BTreeSet::new(),
             touched_blobs: BTreeSet::new(),
         }
@@ -145,7 +150,8 @@ impl Partition {
     pub fn apply(&mut self, at: LogPos, command: &Command) -> Applied {
         if command.level > LEVEL || self.meta.level > LEVEL {
             let outcome = Outcome::UpgradeNeeded;
-            return Applied { stamp: self.meta.last, outcome, blobs: Vec::new(), freed: Vec::new() };
+            let (blobs, freed, unlocked) = (Vec::new(), Vec::new(), Vec::new());
+            return Applied { stamp: self.meta.last, outcome, blobs, freed, unlocked };
         }
         if self.meta.last == Hlc(0) {
             self.date_root(command.stamp);
@@ -159,7 +165,8 @@ impl Partition {
             Body::Internal(internal) => Outcome::Internal(self.internal(&mut cx, internal)),
         };
         self.settle(&mut cx);
-        Applied { stamp, outcome, blobs: cx.blobs, freed: cx.freed }
+        let unlocked = cx.unlocked.into_iter().collect();
+        Applied { stamp, outcome, blobs: cx.blobs, freed: cx.freed, unlocked }
     }
     /// The root is born with the first command: a partition has no clock of its own.
     fn date_root(&mut self, stamp: Hlc) {

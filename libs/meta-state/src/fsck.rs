@@ -31,7 +31,7 @@ struct Names {
 }
 
 impl Partition {
-    /// Checks names, link counts, parents, extents, objects, inline puts, xattrs, orphans and counters. At rest (no
+    /// Checks names, link counts, parents, extents, objects, inline puts, xattrs, orphans, locks and counters. At rest (no
     /// transaction running) a clean partition has no problems; [`fsck_volume`] joins the reports of all partitions.
     pub fn fsck(&self) -> FsckReport {
         let mut report = FsckReport { partition: self.id, ..FsckReport::default() };
@@ -211,6 +211,7 @@ impl Partition {
         for id in replies.keys() {
             problems.push(format!("session {id}: replies without a session"));
         }
+        crate::ops::flock::fsck(self, problems);
     }
 }
 

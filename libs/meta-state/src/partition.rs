@@ -3,8 +3,8 @@
 use crate::{
     codec::{Get, Put},
     record::{
-        Blob, Dead, Dentry, Inode, Lock, Object, Orphan, OutboxItem, Participant, Pin, Record, Reply, Session,
-        StoredExtent, TxnRecord, Xattr, wire::Wire,
+        Blob, Dead, Dentry, FileLock, Inode, Lock, Object, Orphan, OutboxItem, Participant, Pin, Record, Reply,
+        Session, StoredExtent, TxnRecord, Xattr, wire::Wire,
     },
     store::Table,
 };
@@ -145,6 +145,8 @@ tables! {
     txns: TxnRecord,
     /// Parts of transactions.
     participants: Participant,
+    /// Locks of applications.
+    flocks: FileLock,
 }
 
 /// A meta-partition. `Clone` is O(1) and shares everything until one side changes.

@@ -68,6 +68,8 @@ fs_errors! {
     Range = 34, 34, "result too large for the buffer";
     /// ENAMETOOLONG
     NameTooLong = 36, 36, "file name too long";
+    /// ENOLCK
+    NoLocks = 37, 37, "no locks available";
     /// ENOSYS
     NotImplemented = 38, 38, "function not implemented";
     /// ENOTEMPTY

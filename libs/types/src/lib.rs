@@ -14,6 +14,7 @@ pub mod hlc;
 pub mod ids;
 pub mod key;
 pub mod limits;
+pub mod lock;
 pub mod name;
 pub mod ops;
 pub mod stream;

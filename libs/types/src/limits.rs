@@ -42,6 +42,10 @@ pub const REPLIES_PER_SESSION_MAX: usize = 64 << 10;
 /// Intervals of acknowledged numbers kept per session and partition; a client that acknowledges everything up to its
 /// first operation in flight needs one per counter.
 pub const ACK_INTERVALS_MAX: usize = 1024;
+/// Locks on one inode, of all owners; beyond it ENOLCK.
+pub const LOCKS_PER_INODE_MAX: usize = 4096;
+/// Clients that a leader remembers as waiting for locks (inodes x sessions); beyond it they find out by asking.
+pub const LOCK_WAITERS_MAX: usize = 64 << 10;
 /// Tombstones of ended sessions in one partition.
 pub const ENDED_SESSIONS_MAX: usize = 64 << 10;
 /// Transactions between a coordinator's acknowledgement floor and its next number.

@@ -13,6 +13,7 @@ use crate::{
 use bytes::Bytes;
 
 pub use crate::envelope::*;
+pub use crate::lock::{HeldLock, LockOp, LockOwner, LockSpace, SetLock};
 
 /// Who asks, and under which fence. Part of every client command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -278,6 +279,8 @@ pub enum Write {
     SetXattr(SetXattr),
     /// removexattr
     RemoveXattr(RemoveXattr),
+    /// flock, fcntl locks
+    SetLock(SetLock),
 }
 
 impl Write {
@@ -293,6 +296,7 @@ impl Write {
             Write::Append(x) => x.ino,
             Write::SetXattr(x) => x.ino,
             Write::RemoveXattr(x) => x.ino,
+            Write::SetLock(x) => x.ino,
         }
         .into()
     }
@@ -308,6 +312,7 @@ impl Write {
             Write::Append(_) => "append",
             Write::SetXattr(_) => "setxattr",
             Write::RemoveXattr(_) => "removexattr",
+            Write::SetLock(_) => "setlock",
         }
     }
 }
@@ -359,6 +364,10 @@ pub enum WriteReply {
         /// Inode afterwards.
         attr: Attr,
     },
+    /// setlock: granted or removed. The attributes carry `change`: what a client cached of another version is void.
+    Locked(Attr),
+    /// setlock: not granted, this lock is in the way.
+    LockBlocked(HeldLock),
 }
 
 /// A question to a partition's leader: linearizable (ReadIndex), never in the log.
@@ -425,6 +434,26 @@ pub enum Read {
         /// Bytes.
         len: u64,
     },
+    /// F_GETLK: a lock that `owner` of this session would have to wait for.
+    GetLock {
+        /// Inode.
+        ino: Ino,
+        /// Who asks.
+        owner: LockOwner,
+        /// First byte.
+        start: u64,
+        /// Last byte, inclusive.
+        end: u64,
+        /// Exclusive.
+        write: bool,
+        /// The caller waits: tell its session when a lock on the inode goes (as in [`SetLock::wait`]).
+        wait: bool,
+    },
+    /// All locks on an inode, of all sessions.
+    ListLocks {
+        /// Inode.
+        ino: Ino,
+    },
     /// Usage of this partition.
     StatFs,
 }
@@ -441,7 +470,9 @@ impl Read {
             | Read::ReadDir { ino, .. }
             | Read::GetXattr { ino, .. }
             | Read::ListXattr { ino }
-            | Read::Extents { ino, .. } => *ino,
+            | Read::Extents { ino, .. }
+            | Read::GetLock { ino, .. }
+            | Read::ListLocks { ino } => *ino,
             Read::StatFs => Ino(0),
         }
         .into()
@@ -458,6 +489,8 @@ impl Read {
             Read::GetXattr { .. } => "getxattr",
             Read::ListXattr { .. } => "listxattr",
             Read::Extents { .. } => "extents",
+            Read::GetLock { .. } => "getlock",
+            Read::ListLocks { .. } => "listlocks",
             Read::StatFs => "statfs",
         }
     }
@@ -521,6 +554,10 @@ pub enum ReadReply {
         /// Complete up to here.
         end: u64,
     },
+    /// getlock: None = nothing is in the way.
+    Lock(Option<HeldLock>),
+    /// listlocks, by owner and offset
+    Locks(Vec<HeldLock>),
     /// statfs
     StatFs(PartitionUsage),
 }

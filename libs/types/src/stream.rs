@@ -31,6 +31,14 @@ pub enum ServerBody {
         /// Generation.
         generation: u64,
     },
+    /// Locks on these inodes went or shrank: whoever waits for one should try again. Sent to sessions that said they
+    /// wait, once; a lost event costs only time, because waiters also ask from time to time.
+    LocksFreed {
+        /// Group.
+        group: PartitionId,
+        /// Inodes.
+        inos: Vec<Ino>,
+    },
 }
 
 /// What a client tells a metanode.

@@ -176,7 +176,7 @@ pub enum Internal {
         /// Lowest token still accepted.
         token: Token,
     },
-    /// Ends the session: replies and pins go, its orphans become free, later mutations are Stale. Its undecided
+    /// Ends the session: replies, pins and locks go, its orphans become free, later mutations are Stale. Its undecided
     /// transactions are aborted; the answer is Conflict (send it again) until none of its transactions is left, so that
     /// an OK means: nothing of this session changes this volume through this coordinator any more.
     EndSession {

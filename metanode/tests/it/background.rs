@@ -57,7 +57,7 @@ async fn next_question(stream: &mut fusefs_metanode::EventStream) -> (PartitionI
         let event = tokio::time::timeout(std::time::Duration::from_secs(30), stream.events.recv());
         match event.await.expect("the leader asks").expect("the stream lives").body {
             ServerBody::HoldersAsked { group, term, inos } => return (group, term, inos),
-            ServerBody::Hello | ServerBody::MapChanged { .. } => {}
+            ServerBody::Hello | ServerBody::MapChanged { .. } | ServerBody::LocksFreed { .. } => {}
         }
     }
 }

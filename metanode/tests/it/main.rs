@@ -3,6 +3,7 @@
 mod auth;
 mod background;
 mod local;
+mod locks;
 mod server;
 mod transactions;
 mod world;

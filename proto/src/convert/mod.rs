@@ -4,6 +4,7 @@
 
 pub mod common;
 pub mod data;
+pub mod lock;
 pub mod master;
 pub mod node;
 pub mod ops;

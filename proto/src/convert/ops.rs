@@ -3,6 +3,7 @@
 use super::{
     common::{self, list, need},
     data::{self, attr, from_attr, from_name, need_attr},
+    lock,
 };
 use crate::metanode::v1 as pb;
 use fusefs_types::{
@@ -235,6 +236,7 @@ pub fn write(w: &Write) -> pb::WriteOp {
         }
         Write::SetXattr(x) => Op::SetXattr(set_xattr(x)),
         Write::RemoveXattr(x) => Op::RemoveXattr(pb::RemoveXattr { ino: x.ino.0, name: x.name.clone() }),
+        Write::SetLock(x) => Op::SetLock(lock::set_lock(x)),
     };
     pb::WriteOp { op: Some(op) }
 }
@@ -254,6 +256,7 @@ pub fn from_write(w: Option<pb::WriteOp>) -> FsResult<Write> {
         Op::Append(a) => Write::Append(from_append(a)?),
         Op::SetXattr(x) => Write::SetXattr(from_set_xattr(x)?),
         Op::RemoveXattr(x) => Write::RemoveXattr(RemoveXattr { ino: Ino(x.ino), name: data::from_xattr_name(x.name)? }),
+        Op::SetLock(x) => Write::SetLock(lock::from_set_lock(x)?),
     })
 }
 
@@ -275,6 +278,8 @@ pub fn write_reply(r: &WriteReply) -> pb::WriteReply {
         WriteReply::Attr(a) => R::Attr(attr(a)),
         WriteReply::Committed(attrs) => R::Committed(pb::Committed { attrs: attrs.iter().map(attr).collect() }),
         WriteReply::Appended { offset, attr } => R::Appended(pb::Appended { offset: *offset, attr: some(attr) }),
+        WriteReply::Locked(a) => R::Locked(attr(a)),
+        WriteReply::LockBlocked(by) => R::LockBlocked(lock::held(by)),
     };
     pb::WriteReply { reply: Some(reply) }
 }
@@ -292,6 +297,8 @@ pub fn from_write_reply(r: pb::WriteReply) -> FsResult<WriteReply> {
         R::Attr(a) => WriteReply::Attr(from_attr(a)?),
         R::Committed(c) => WriteReply::Committed(list(c.attrs, limits::COMMIT_ITEMS_MAX, from_attr)?),
         R::Appended(a) => WriteReply::Appended { offset: a.offset, attr: need_attr(a.attr)? },
+        R::Locked(a) => WriteReply::Locked(from_attr(a)?),
+        R::LockBlocked(by) => WriteReply::LockBlocked(lock::from_held(by)?),
     })
 }
 
@@ -310,6 +317,15 @@ pub fn read(r: &Read) -> pb::ReadOp {
         Read::GetXattr { ino, name } => Op::GetXattr(pb::GetXattr { ino: ino.0, name: name.clone() }),
         Read::ListXattr { ino } => Op::ListXattr(pb::ListXattr { ino: ino.0 }),
         Read::Extents { ino, offset, len } => Op::Extents(pb::GetExtents { ino: ino.0, offset: *offset, len: *len }),
+        Read::GetLock { ino, owner, start, end, write, wait } => Op::GetLock(pb::GetLock {
+            ino: ino.0,
+            owner: Some(lock::owner(*owner)),
+            start: *start,
+            end: *end,
+            write: *write,
+            wait: *wait,
+        }),
+        Read::ListLocks { ino } => Op::ListLocks(pb::ListLocks { ino: ino.0 }),
         Read::StatFs => Op::StatFs(pb::Empty {}),
     };
     pb::ReadOp { op: Some(op) }
@@ -333,6 +349,8 @@ pub fn from_read(r: Option<pb::ReadOp>) -> FsResult<Read> {
         Op::GetXattr(x) => Read::GetXattr { ino: Ino(x.ino), name: data::from_xattr_name(x.name)? },
         Op::ListXattr(x) => Read::ListXattr { ino: Ino(x.ino) },
         Op::Extents(e) => Read::Extents { ino: Ino(e.ino), offset: e.offset, len: e.len },
+        Op::GetLock(g) => lock::from_get_lock(g)?,
+        Op::ListLocks(l) => Read::ListLocks { ino: Ino(l.ino) },
         Op::StatFs(_) => Read::StatFs,
     })
 }
@@ -382,6 +400,8 @@ pub fn read_reply(r: &ReadReply) -> pb::ReadReply {
             inline: inline.iter().map(|(extent, b)| pb::InlineBytes { extent: *extent, bytes: b.clone() }).collect(),
             end: *end,
         }),
+        ReadReply::Lock(l) => R::Lock(pb::FoundLock { lock: l.as_ref().map(lock::held) }),
+        ReadReply::Locks(all) => R::Locks(pb::HeldLocks { locks: all.iter().map(lock::held).collect() }),
         ReadReply::StatFs(u) => R::StatFs(common::usage(u)),
     };
     pb::ReadReply { reply: Some(reply) }
@@ -407,6 +427,8 @@ pub fn from_read_reply(r: pb::ReadReply) -> FsResult<ReadReply> {
         R::Xattr(v) => ReadReply::Xattr(data::from_xattr_value(v)?),
         R::XattrNames(x) => ReadReply::XattrNames(list(x.names, limits::XATTR_LIST_MAX, data::from_xattr_name)?),
         R::Extents(e) => from_extents(e)?,
+        R::Lock(l) => ReadReply::Lock(l.lock.map(lock::from_held).transpose()?),
+        R::Locks(l) => ReadReply::Locks(list(l.locks, 2 * limits::LOCKS_PER_INODE_MAX, lock::from_held)?),
         R::StatFs(u) => ReadReply::StatFs(common::from_usage(u)),
     })
 }

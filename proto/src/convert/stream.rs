@@ -16,6 +16,9 @@ pub fn server_event(e: &ServerEvent) -> pb::ServerEvent {
             B::HoldersAsked(pb::HoldersAsked { group: group.0, term: *term, inos: txn::inos(inos) })
         }
         ServerBody::MapChanged { generation } => B::MapChanged(pb::MapChanged { generation: *generation }),
+        ServerBody::LocksFreed { group, inos } => {
+            B::LocksFreed(pb::LocksFreed { group: group.0, inos: txn::inos(inos) })
+        }
     };
     pb::ServerEvent { id: e.id, body: Some(body) }
 }
@@ -29,6 +32,7 @@ pub fn from_server_event(e: pb::ServerEvent) -> FsResult<ServerEvent> {
             ServerBody::HoldersAsked { group: PartitionId(h.group), term: h.term, inos: txn::from_inos(h.inos) }
         }
         B::MapChanged(m) => ServerBody::MapChanged { generation: m.generation },
+        B::LocksFreed(l) => ServerBody::LocksFreed { group: PartitionId(l.group), inos: txn::from_inos(l.inos) },
     };
     Ok(ServerEvent { id: e.id, body })
 }

@@ -87,7 +87,7 @@ proptest! {
     #[test]
     fn events_round_trip(seed: u64) {
         let mut m = Make::new(seed);
-        for variant in 0..3 {
+        for variant in 0..4 {
             let event = m.server_event(variant);
             prop_assert_eq!(stream::from_server_event(wire(&stream::server_event(&event))), Ok(event));
             let event = m.client_event(variant);

@@ -15,10 +15,10 @@ use fusefs_types::{
 pub struct Make(u64);
 
 impl Make {
-    pub const WRITES: usize = 9;
-    pub const WRITE_REPLIES: usize = 7;
-    pub const READS: usize = 10;
-    pub const READ_REPLIES: usize = 9;
+    pub const WRITES: usize = 10;
+    pub const WRITE_REPLIES: usize = 9;
+    pub const READS: usize = 12;
+    pub const READ_REPLIES: usize = 11;
     pub const INTERNALS: usize = 17;
     pub const PARTS: usize = 8;
     pub const NODE_CALLS: usize = 6;
@@ -219,6 +219,30 @@ impl Make {
             kill_priv: self.bool(),
         }
     }
+    fn lock_owner(&mut self) -> LockOwner {
+        LockOwner { space: [LockSpace::Posix, LockSpace::Flock][self.below(2)], id: self.u64() }
+    }
+    fn span(&mut self) -> (u64, u64) {
+        let (a, b) = (self.raw() >> 1, self.raw() >> 1);
+        (a.min(b), a.max(b))
+    }
+    fn set_lock(&mut self) -> SetLock {
+        let (start, end) = self.span();
+        SetLock {
+            ino: self.ino(),
+            owner: self.lock_owner(),
+            start,
+            end,
+            op: [LockOp::Read, LockOp::Write, LockOp::Unlock][self.below(3)],
+            pid: self.u32(),
+            wait: self.bool(),
+        }
+    }
+    fn held_lock(&mut self) -> HeldLock {
+        let (start, end) = self.span();
+        let (session, owner) = (self.session(), self.lock_owner());
+        HeldLock { session, owner, start, end, write: self.bool(), pid: self.u32() }
+    }
     pub fn write(&mut self, variant: usize) -> Write {
         match variant {
             0 => Write::Create(self.create()),
@@ -244,7 +268,8 @@ impl Make {
                 value: self.bytes(0, 100),
                 mode: [XattrMode::Any, XattrMode::Create, XattrMode::Replace][self.below(3)],
             }),
-            _ => Write::RemoveXattr(RemoveXattr { ino: self.ino(), name: self.bytes(1, 255) }),
+            8 => Write::RemoveXattr(RemoveXattr { ino: self.ino(), name: self.bytes(1, 255) }),
+            _ => Write::SetLock(self.set_lock()),
         }
     }
     pub fn write_reply(&mut self, variant: usize) -> WriteReply {
@@ -255,7 +280,9 @@ impl Make {
             3 => WriteReply::Renamed { ino: self.ino(), replaced: self.maybe(Make::ino) },
             4 => WriteReply::Attr(self.attr()),
             5 => WriteReply::Committed(self.some(3, Make::attr)),
-            _ => WriteReply::Appended { offset: self.u64(), attr: self.attr() },
+            6 => WriteReply::Appended { offset: self.u64(), attr: self.attr() },
+            7 => WriteReply::Locked(self.attr()),
+            _ => WriteReply::LockBlocked(self.held_lock()),
         }
     }
     pub fn read(&mut self, variant: usize) -> Read {
@@ -270,6 +297,11 @@ impl Make {
             6 => Read::GetXattr { ino, name: self.bytes(1, 255) },
             7 => Read::ListXattr { ino },
             8 => Read::Extents { ino, offset: self.u64(), len: self.u64() },
+            9 => {
+                let (owner, (start, end)) = (self.lock_owner(), self.span());
+                Read::GetLock { ino, owner, start, end, write: self.bool(), wait: self.bool() }
+            }
+            10 => Read::ListLocks { ino },
             _ => Read::StatFs,
         }
     }
@@ -311,6 +343,8 @@ impl Make {
                 let inline = (0..extents.len() as u32).map(|i| (i, self.bytes(0, 20))).collect();
                 ReadReply::Extents { attr: self.attr(), extents, inline, end: self.u64() }
             }
+            8 => ReadReply::Lock(self.maybe(Make::held_lock)),
+            9 => ReadReply::Locks(self.some(4, Make::held_lock)),
             _ => ReadReply::StatFs(self.usage()),
         }
     }
@@ -468,7 +502,8 @@ impl Make {
         let body = match variant {
             0 => ServerBody::Hello,
             1 => ServerBody::HoldersAsked { group: self.partition(), term: self.u64(), inos: self.inos() },
-            _ => ServerBody::MapChanged { generation: self.u64() },
+            2 => ServerBody::MapChanged { generation: self.u64() },
+            _ => ServerBody::LocksFreed { group: self.partition(), inos: self.inos() },
         };
         ServerEvent { id: self.u64(), body }
     }

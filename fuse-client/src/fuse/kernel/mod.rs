@@ -23,6 +23,7 @@ mod run;
 mod session;
 mod slots;
 mod stats;
+mod vfs_locks;
 
 pub use init::{InitOptions, InitRecord, handshake, handshake_with};
 pub use locks::{FileLock, Locks};

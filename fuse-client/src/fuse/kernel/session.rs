@@ -240,7 +240,7 @@ impl Serving {
         &self.server.link.stats
     }
 
-    /// The same counters for somebody who outlives this value.
+    /// The same counters, for somebody who outlives [`Serving::wait`].
     pub fn shared_stats(&self) -> Arc<ServeStats> {
         self.server.link.stats.clone()
     }

@@ -1,4 +1,4 @@
-//! A model of a partition: files, extents, exactly-once by lsn, faults on order.
+//! A model of a partition: files, extents, exactly-once by operation, faults on order.
 
 use crate::{
     layout,
@@ -8,11 +8,16 @@ use crate::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use fusefs_types::{
-    Attr, Extent, FileKind, FsError, FsResult, Hlc, Ino, Source, Time,
+    Attr, Extent, FileKind, FsError, FsResult, Hlc, Ino, ObjectId, Source, Time,
+    ids::{Incarnation, OpId, Origin},
     ops::{Append, CommitFile, Piece},
 };
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 /// What may go wrong with calls, per mille.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +30,8 @@ pub struct SinkFaults {
     pub use_object: u32,
     /// Every mutation gets this definite answer.
     pub always: Option<FsError>,
+    /// Commits of this file are Unavailable.
+    pub stuck: Option<Ino>,
     /// Longest time a call takes.
     pub latency_max: Duration,
 }
@@ -33,7 +40,15 @@ pub struct SinkFaults {
 struct Model {
     files: BTreeMap<Ino, (Attr, Vec<Extent>)>,
     inline: BTreeMap<u64, Bytes>,
-    replies: BTreeMap<u64, (String, FsResult<(u64, Attr)>)>,
+    replies: BTreeMap<OpId, (String, FsResult<(u64, Attr)>)>,
+    /// Operations whose answer was acknowledged, with their content.
+    acknowledged: BTreeMap<OpId, String>,
+    /// Numbers given out or resumed and not settled.
+    begun: BTreeSet<u64>,
+    next_number: u64,
+    /// Objects that some commit named.
+    known: BTreeSet<ObjectId>,
+    incarnation: Option<Incarnation>,
     clock: u64,
     random: u64,
     faults: SinkFaults,
@@ -41,7 +56,8 @@ struct Model {
     committed: Vec<CommitFile>,
 }
 
-/// Files in memory behind [`MetaSink`]. Panics when a lsn is reused with other content, or a commit breaks a rule.
+/// Files in memory behind [`MetaSink`]. Panics when an operation is reused with other content, when a commit's number was
+/// not begun, or when a commit breaks a rule.
 #[derive(Default)]
 pub struct ModelSink {
     model: Mutex<Model>,
@@ -56,6 +72,18 @@ impl ModelSink {
         let sink = ModelSink::default();
         sink.model.lock().random = seed;
         Arc::new(sink)
+    }
+    /// A new client process works from now on: objects of others are refused unless a commit named them before
+    /// (PROTOCOL 33), and what the old one had begun is forgotten unless the new one resumes it.
+    pub fn restart(&self, incarnation: Incarnation) {
+        let mut m = self.model.lock();
+        m.incarnation = Some(incarnation);
+        m.begun.clear();
+        m.next_number = m.next_number.max(u64::from(incarnation.0) << 32);
+    }
+    /// Numbers begun and not settled.
+    pub fn outstanding(&self) -> Vec<u64> {
+        self.model.lock().begun.iter().copied().collect()
     }
     /// Calls `f` with the whole file after every applied mutation; object bytes come from `bodies`.
     pub fn watch(&self, bodies: Arc<MemoryStore>, f: impl FnMut(Ino, Vec<u8>) + Send + 'static) {
@@ -186,7 +214,7 @@ impl ModelSink {
     async fn mutate(
         &self,
         what: &'static str,
-        lsn: u64,
+        op: OpId,
         ino: Ino,
         (print, inline): (String, bool),
         apply: impl FnOnce(&mut Model) -> FsResult<(u64, Attr)>,
@@ -202,14 +230,20 @@ impl ModelSink {
         }
         let mut m = self.model.lock();
         let count = |m: &mut Model, what| *m.counts.entry(what).or_default() += 1;
-        if dice[0] < faults.refused {
+        if dice[0] < faults.refused || faults.stuck == Some(ino) {
             count(&mut m, "refused");
             return Err(FsError::Unavailable);
         }
-        let known = m.replies.get(&lsn).cloned();
+        let known = m.replies.get(&op).cloned();
+        if let Some(old) = m.acknowledged.get(&op) {
+            assert_eq!(*old, print, "{op:?} was reused with other content");
+            count(&mut m, "too_old");
+            return Err(FsError::TooOld);
+        }
         let reply = match known {
             Some((old, reply)) => {
-                assert_eq!(old, print, "lsn {lsn} was reused with other content");
+                assert_eq!(old, print, "{op:?} was reused with other content");
+                count(&mut m, "stored");
                 reply
             }
             None => {
@@ -224,7 +258,10 @@ impl ModelSink {
                     }
                     None => apply(&mut m),
                 };
-                m.replies.insert(lsn, (print, reply));
+                // A refusal leaves nothing behind (meta-state `session::is_outcome`).
+                if !matches!(reply, Err(e) if e.code() >= 1000) {
+                    m.replies.insert(op, (print, reply));
+                }
                 reply
             }
         };
@@ -278,6 +315,17 @@ impl Model {
             *extents = next;
         }
     }
+    fn may_refer(&mut self, pieces: &[Piece]) -> FsResult<()> {
+        for p in pieces {
+            let Piece::Extent(Extent { source: Source::Object { id, .. }, .. }) = p else { continue };
+            if !self.known.contains(id) && self.incarnation.is_some_and(|i| i != id.incarnation) {
+                *self.counts.entry("foreign").or_default() += 1;
+                return Err(FsError::Invalid);
+            }
+            self.known.insert(*id);
+        }
+        Ok(())
+    }
     fn commit(&mut self, file: &CommitFile) -> FsResult<(u64, Attr)> {
         let inline: usize =
             file.pieces.iter().map(|p| if let Piece::Inline { bytes, .. } = p { bytes.len() } else { 0 }).sum();
@@ -285,6 +333,7 @@ impl Model {
         assert!(file.pieces.len() <= fusefs_types::limits::COMMIT_ITEMS_MAX, "too many pieces");
         let change = self.tick();
         let attr = self.files.get(&file.ino).ok_or(FsError::NotFound)?.0;
+        self.may_refer(&file.pieces)?;
         // Simplification: older than the last truncation = clipped to the current size.
         let clip = if file.trunc_seq < attr.trunc_seq { attr.size } else { u64::MAX };
         self.put(file.ino, 0, &file.pieces, clip);
@@ -307,16 +356,40 @@ impl Model {
     }
 }
 
+fn journal_op(number: u64) -> OpId {
+    OpId { origin: Origin::Journal, number, ..OpId::default() }
+}
+
 #[async_trait]
 impl MetaSink for ModelSink {
-    async fn commit(&self, lsn: u64, file: CommitFile) -> FsResult<Attr> {
+    fn begin(&self) -> u64 {
+        let mut m = self.model.lock();
+        m.next_number += 1;
+        let number = m.next_number;
+        m.begun.insert(number);
+        number
+    }
+    fn resume(&self, unfinished: &[u64]) {
+        self.model.lock().begun.extend(unfinished);
+    }
+    fn settled(&self, number: u64) {
+        let mut m = self.model.lock();
+        assert!(m.begun.remove(&number), "commit {number} was settled twice");
+        if let Some((print, _)) = m.replies.remove(&journal_op(number)) {
+            m.acknowledged.insert(journal_op(number), print);
+        }
+    }
+    async fn commit(&self, number: u64, file: CommitFile) -> FsResult<Attr> {
+        let begun = self.model.lock().begun.contains(&number);
+        assert!(begun, "commit {number} was not begun");
         let inline = file.pieces.iter().any(|p| matches!(p, Piece::Inline { .. }));
         let print = (format!("{file:?}"), inline);
-        self.mutate("commit", lsn, file.ino, print, |m| m.commit(&file)).await.map(|(_, a)| a)
+        self.mutate("commit", journal_op(number), file.ino, print, |m| m.commit(&file)).await.map(|(_, a)| a)
     }
-    async fn append(&self, lsn: u64, a: Append) -> FsResult<(u64, Attr)> {
+    async fn append(&self, op: OpId, a: Append) -> FsResult<(u64, Attr)> {
         let inline = a.pieces.iter().any(|p| matches!(p, Piece::Inline { .. }));
-        self.mutate("append", lsn, a.ino, (format!("{a:?}"), inline), |m| m.append(&a)).await
+        let print = format!("append {} bytes to {}", a.len, a.ino);
+        self.mutate("append", op, a.ino, (print, inline), |m| m.append(&a)).await
     }
     async fn extents(&self, ino: Ino, offset: u64, len: u64) -> FsResult<ExtentMap> {
         let mut m = self.model.lock();
@@ -342,26 +415,35 @@ impl MetaSink for ModelSink {
     }
 }
 
-/// Another client of the same partition: its lsns are its own.
+/// Another client of the same partition: its numbers are its own.
 pub struct OtherClient {
     sink: Arc<ModelSink>,
-    base: u64,
+    mount: u128,
 }
 
 impl OtherClient {
     /// `n` tells clients apart.
     pub fn new(sink: Arc<ModelSink>, n: u32) -> Arc<OtherClient> {
-        Arc::new(OtherClient { sink, base: u64::from(n) << 32 })
+        Arc::new(OtherClient { sink, mount: u128::from(n) })
     }
 }
 
 #[async_trait]
 impl MetaSink for OtherClient {
-    async fn commit(&self, lsn: u64, file: CommitFile) -> FsResult<Attr> {
-        self.sink.commit(self.base + lsn, file).await
+    fn begin(&self) -> u64 {
+        self.sink.begin()
     }
-    async fn append(&self, lsn: u64, a: Append) -> FsResult<(u64, Attr)> {
-        self.sink.append(self.base + lsn, a).await
+    fn resume(&self, unfinished: &[u64]) {
+        self.sink.resume(unfinished);
+    }
+    fn settled(&self, number: u64) {
+        self.sink.settled(number);
+    }
+    async fn commit(&self, number: u64, file: CommitFile) -> FsResult<Attr> {
+        self.sink.commit(number, file).await
+    }
+    async fn append(&self, op: OpId, a: Append) -> FsResult<(u64, Attr)> {
+        self.sink.append(OpId { mount: fusefs_types::ids::MountId(self.mount), ..op }, a).await
     }
     async fn extents(&self, ino: Ino, offset: u64, len: u64) -> FsResult<ExtentMap> {
         self.sink.extents(ino, offset, len).await

@@ -1,10 +1,16 @@
 //! Mutations that do not wait in the queue: O_APPEND, holes, allocations.
 
-use super::{MemoryLog, Shared, WriteContext, WriteLog, segments::Segments};
+use super::{
+    MemoryLog, Shared, WriteContext, WriteLog,
+    file::{File, Sending},
+    segments::Segments,
+};
 use crate::{object::StoreError, pace};
 use bytes::Bytes;
 use fusefs_types::{
-    Attr, Extent, FsError, FsResult, Ino, Source, limits,
+    Attr, Extent, FsError, FsResult, Ino, Source,
+    ids::OpId,
+    limits,
     ops::{Append, CommitFile, Piece},
 };
 use std::sync::{Arc, atomic::Ordering};
@@ -12,15 +18,17 @@ use tokio::time::Instant;
 
 impl MemoryLog {
     /// Writes at the end of the file as the partition sees it: atomic between clients, durable when it returns
-    /// (PROTOCOL 38). Earlier buffered writes of the file are committed first. Returns the offset the bytes got.
-    pub async fn append(&self, ino: Ino, data: Bytes) -> FsResult<(u64, Attr)> {
+    /// (PROTOCOL 38). Earlier buffered writes of the file are committed first. `op` is the operation of the kernel's
+    /// request: when the request is sent again to another client process, the stored reply answers it. Returns the
+    /// offset the bytes got.
+    pub async fn append(&self, ino: Ino, data: Bytes, op: OpId) -> FsResult<(u64, Attr)> {
         self.fsync(ino).await?;
         let (shared, deadline) = (&self.shared, self.shared.io_deadline());
         if shared.fenced.load(Ordering::Acquire) {
             return Err(FsError::Stale);
         }
         shared.credits.take(data.len() as u64)?;
-        let done = shared.append(ino, &data, deadline).await;
+        let done = shared.append(ino, &data, op, deadline).await;
         shared.credits.settle(data.len() as u64);
         if matches!(done, Err(FsError::Stale | FsError::Fenced)) {
             shared.fence();
@@ -31,8 +39,13 @@ impl MemoryLog {
     }
 
     /// Commits holes or allocated zeroes. The caller holds the file ([`WriteLog::hold`]), so that nothing is queued.
+    /// A request that the kernel sent again, and that an earlier client process had begun, is not executed again.
     pub async fn commit_pieces(&self, ino: Ino, pieces: Vec<Piece>, grow_to: u64, cx: WriteContext) -> FsResult<Attr> {
-        let (shared, deadline, lsn) = (&self.shared, self.shared.io_deadline(), self.shared.next_lsn());
+        let (shared, deadline) = (&self.shared, self.shared.io_deadline());
+        if let Some(outcome) = shared.outcome_of(&cx) {
+            outcome?;
+            return pace::meta(deadline, || shared.sink.extents(ino, 0, 1)).await.map(|map| map.attr);
+        }
         let file = CommitFile {
             ino,
             trunc_seq: cx.trunc_seq,
@@ -41,20 +54,51 @@ impl MemoryLog {
             grow_to,
             kill_priv: cx.kill_priv,
         };
-        let done = pace::meta(deadline, || shared.sink.commit(lsn, file.clone())).await;
+        let mut sending = Sending {
+            number: shared.sink.begin(),
+            batches: 0,
+            file,
+            inline_bytes: 0,
+            covers: 0,
+            unique: cx.unique,
+            resent: false,
+            place: None,
+        };
+        let queue = shared.file(ino);
+        shared.record_intent(&queue, &mut sending).await;
+        let done = pace::meta(deadline, || shared.sink.commit(sending.number, sending.file.clone())).await;
         shared.listener.committed(ino, done.as_ref().ok());
+        shared.answered(&queue, &sending, done.as_ref().err().copied());
         done
     }
 }
 
 impl Shared {
-    async fn append(self: &Arc<Self>, ino: Ino, data: &Bytes, deadline: Option<Instant>) -> FsResult<(u64, Attr)> {
+    /// Notes the answer of [`MemoryLog::commit_pieces`].
+    fn answered(self: &Arc<Self>, queue: &File, sending: &Sending, error: Option<FsError>) {
+        if matches!(error, Some(FsError::Stale)) {
+            return; // the journal stays as it is for people
+        }
+        let recorded = self.record_answer(&mut queue.state.lock(), queue.ino, sending, error);
+        // Io may mean that nobody knows: the reply stays where it is.
+        if recorded && error != Some(FsError::Io) {
+            self.sink.settled(sending.number);
+        }
+    }
+
+    async fn append(
+        self: &Arc<Self>,
+        ino: Ino,
+        data: &Bytes,
+        op: OpId,
+        deadline: Option<Instant>,
+    ) -> FsResult<(u64, Attr)> {
         let len = data.len() as u64;
-        if self.inline_allowed(data.len()) {
-            let lsn = self.next_lsn();
+        // Both shapes go under one operation, so a repetition may choose the other one.
+        if len <= self.inline_max() {
             let pieces = vec![Piece::Inline { offset: 0, bytes: data.clone() }];
             let append = Append { ino, pieces, len };
-            match pace::meta(deadline, || self.sink.append(lsn, append.clone())).await {
+            match pace::meta(deadline, || self.sink.append(op, append.clone())).await {
                 Err(FsError::UseObject) => {}
                 done => return done,
             }
@@ -72,9 +116,8 @@ impl Shared {
             pieces.push(Piece::Extent(Extent { offset, len, codec: 0, source }));
             offset += len;
         }
-        let lsn = self.next_lsn();
         let append = Append { ino, pieces, len };
-        let done = pace::meta(deadline, || self.sink.append(lsn, append.clone())).await;
+        let done = pace::meta(deadline, || self.sink.append(op, append.clone())).await;
         if done.is_err() {
             self.leftovers.fetch_add(append.pieces.len() as u64, Ordering::Relaxed);
         }

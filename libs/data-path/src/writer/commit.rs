@@ -2,7 +2,7 @@
 
 use super::{
     Shared,
-    file::{File, State, Status},
+    file::{File, Sending, State, Status},
 };
 use fusefs_types::{
     Attr, Extent, FsError, ObjectId, Source, limits,
@@ -17,17 +17,10 @@ use tokio::time::Instant;
 /// After "inline budget exhausted" everything goes into objects for this long.
 const INLINE_OFF: Duration = Duration::from_secs(10);
 
-/// Batches that commit together.
-struct Group {
-    batches: usize,
-    file: CommitFile,
-    inline_bytes: u64,
-}
-
 enum Step {
     Done,
     Wait,
-    Commit(Group),
+    Send(Sending),
 }
 
 impl Shared {
@@ -43,46 +36,71 @@ impl Shared {
             match step {
                 Step::Done => return,
                 Step::Wait => file.wake.notified().await,
-                Step::Commit(group) => tries = self.commit_group(file, group, tries).await,
+                Step::Send(mut sending) => {
+                    if !sending.resent {
+                        sending.number = self.sink.begin();
+                        self.record_intent(file, &mut sending).await;
+                    }
+                    tries = self.send(file, &sending, tries).await;
+                }
             }
         }
     }
 
     /// Sends one commit until there is an answer. Returns the failed tries in a row.
-    async fn commit_group(self: &Arc<Self>, file: &Arc<File>, group: Group, mut tries: u32) -> u32 {
-        let lsn = self.next_lsn();
+    async fn send(self: &Arc<Self>, file: &Arc<File>, s: &Sending, mut tries: u32) -> u32 {
+        if s.resent {
+            self.count_resent();
+        }
         loop {
             let (attempt, kicks) = file.state.lock().begin_attempt();
             self.stats.commits.fetch_add(1, Ordering::Relaxed);
-            let error = match self.sink.commit(lsn, group.file.clone()).await {
+            let error = match self.sink.commit(s.number, s.file.clone()).await {
                 Ok(attr) => {
-                    self.stats.inline_bytes.fetch_add(group.inline_bytes, Ordering::Relaxed);
-                    self.finish(file, group.batches, Some(&attr));
+                    self.stats.inline_bytes.fetch_add(s.inline_bytes, Ordering::Relaxed);
+                    self.finish(file, s, Some(&attr), None);
                     return 0;
                 }
                 Err(e) => e,
             };
             match error {
-                FsError::UseObject if group.inline_bytes > 0 => {
-                    self.use_objects(file, group.batches);
-                    return tries;
-                }
                 FsError::Stale | FsError::Fenced => {
                     self.fence();
                     return tries;
                 }
                 FsError::NotFound => {
                     tracing::info!(ino = %file.ino, "the file is gone, its uncommitted data is dropped");
-                    for id in objects(&group.file) {
+                    for id in objects(&s.file) {
                         self.discard(id);
                     }
-                    self.finish(file, group.batches, None);
+                    self.finish(file, s, None, Some(FsError::NotFound));
                     return 0;
                 }
+                // Its answer was recorded and acknowledged by a client process whose journal lost the record.
+                FsError::TooOld if s.resent => {
+                    tracing::warn!(ino = %file.ino, number = s.number, "an old commit was acknowledged long ago");
+                    self.finish(file, s, None, None);
+                    return 0;
+                }
+                FsError::UseObject if s.inline_bytes > 0 => {
+                    self.refused(file, s, error);
+                    self.use_objects(file, s.batches);
+                    return tries;
+                }
                 e if e.is_retryable() => self.after_failure(file, None, attempt, kicks, tries).await,
+                e if s.resent => {
+                    tracing::info!(ino = %file.ino, error = %e, "an old commit was not applied, its bytes are uploaded again");
+                    self.refused(file, s, e);
+                    for id in objects(&s.file) {
+                        self.discard(id);
+                    }
+                    self.restart(file, s.batches);
+                    return tries;
+                }
                 e => {
                     tracing::warn!(ino = %file.ino, error = %e, "commit refused, the data stays in memory");
-                    file.state.lock().sealed.iter_mut().take(group.batches).for_each(|s| s.committing = false);
+                    self.refused(file, s, e);
+                    file.state.lock().sealed.iter_mut().take(s.batches).for_each(|s| s.committing = false);
                     self.after_failure(file, Some(e), attempt, kicks, tries).await;
                     return tries + 1; // refused = not applied: what is ready by then is a new commit
                 }
@@ -91,21 +109,37 @@ impl Shared {
         }
     }
 
-    /// The first `n` batches are committed, or their inode is gone.
-    fn finish(&self, file: &File, n: usize, attr: Option<&Attr>) {
+    /// A commit was refused: nothing was applied, its batches stay.
+    fn refused(self: &Arc<Self>, file: &File, s: &Sending, error: FsError) {
+        if self.record_answer(&mut file.state.lock(), file.ino, s, Some(error)) {
+            self.sink.settled(s.number);
+        }
+        self.note_outcome(s.unique, Err(error));
+    }
+
+    /// The batches of a commit are committed, or their inode is gone (`lost`).
+    fn finish(self: &Arc<Self>, file: &File, s: &Sending, attr: Option<&Attr>, lost: Option<FsError>) {
         self.listener.committed(file.ino, attr);
-        let (mut cost, mut bytes) = (0, 0);
-        {
+        self.note_outcome(s.unique, lost.map_or(Ok(()), Err));
+        let (mut cost, mut bytes, mut places) = (0, 0, Vec::new());
+        let recorded = {
             let mut st = file.state.lock();
-            st.lost += u64::from(attr.is_none());
-            for s in st.sealed.drain(..n) {
+            let recorded = self.record_answer(&mut st, file.ino, s, lost);
+            st.lost += u64::from(lost.is_some());
+            for s in st.sealed.drain(..s.batches) {
                 cost += s.data.cost() as i64;
                 bytes += s.data.bytes;
+                places.extend(s.logged.places);
             }
             if st.failure.take().is_some() {
                 self.failing.fetch_sub(1, Ordering::AcqRel);
             }
+            recorded
+        };
+        if recorded {
+            self.sink.settled(s.number);
         }
+        self.released(&places);
         self.charge(-cost);
         self.credits.settle(bytes);
         file.changed.notify_waiters();
@@ -131,7 +165,12 @@ impl Shared {
     /// Ends everything: the cluster ended the session.
     pub(super) fn fence(&self) {
         if !self.fenced.swap(true, Ordering::AcqRel) {
-            tracing::error!("the session was ended by the cluster; uncommitted data is lost");
+            match &self.journal {
+                None => tracing::error!("the session was ended by the cluster; uncommitted data is lost"),
+                Some(_) => {
+                    tracing::error!("the session was ended by the cluster; uncommitted data stays in the journal")
+                }
+            }
         }
         let files: Vec<Arc<File>> = self.files.lock().values().cloned().collect();
         for file in files {
@@ -150,7 +189,8 @@ impl Shared {
             if st.failure.take().is_some() {
                 self.failing.fetch_sub(1, Ordering::AcqRel);
             }
-            st.worker = false;
+            (st.worker, st.intent) = (false, None);
+            st.resend.clear();
             open + sealed
         };
         self.charge(-(cost as i64));
@@ -176,8 +216,12 @@ fn objects(file: &CommitFile) -> Vec<ObjectId> {
     ids
 }
 
-/// Collects the ready batches at the head of the queue into one commit.
+/// The next commit: one of an earlier client process, or the ready batches at the head of the queue.
 fn next_step(file: &File, st: &mut State) -> Step {
+    if let Some(sending) = st.resend.pop_front() {
+        st.intent = sending.place;
+        return Step::Send(sending);
+    }
     let Some(head) = st.sealed.front() else {
         st.worker = false;
         return Step::Done;
@@ -190,7 +234,7 @@ fn next_step(file: &File, st: &mut State) -> Step {
         grow_to: 0,
         kill_priv: false,
     };
-    let (mut batches, mut inline_bytes) = (0, 0);
+    let (mut batches, mut inline_bytes, mut covers) = (0, 0, 0);
     for s in &mut st.sealed {
         let inline = s.status == Status::Inline;
         let bytes = if inline { s.data.bytes } else { 0 };
@@ -218,7 +262,12 @@ fn next_step(file: &File, st: &mut State) -> Step {
         commit.grow_to = commit.grow_to.max(s.data.end());
         commit.kill_priv |= s.kill_priv;
         inline_bytes += bytes;
+        covers = s.logged.last;
         batches += 1;
     }
-    if batches == 0 { Step::Wait } else { Step::Commit(Group { batches, file: commit, inline_bytes }) }
+    if batches == 0 {
+        return Step::Wait;
+    }
+    let (number, unique, resent, place) = (0, 0, false, None); // the number comes with the intent
+    Step::Send(Sending { number, batches, file: commit, inline_bytes, covers, unique, resent, place })
 }

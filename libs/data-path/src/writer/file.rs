@@ -4,8 +4,9 @@ use super::{
     DirtyAttr, Overlay, WriteContext,
     segments::{Frozen, Segments},
 };
+use crate::journal::Place;
 use bytes::Bytes;
-use fusefs_types::{FsError, Ino, ObjectId, Time, limits};
+use fusefs_types::{FsError, Ino, ObjectId, Time, limits, ops::CommitFile};
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
@@ -41,6 +42,32 @@ pub(super) struct Sealed {
     /// A commit that names it is on its way.
     pub committing: bool,
     pub cancelled: Arc<AtomicBool>,
+    pub logged: Logged,
+}
+
+/// Journal records of a batch; empty without a journal.
+#[derive(Default)]
+pub(super) struct Logged {
+    pub places: Vec<Place>,
+    /// Number of the newest one.
+    pub last: u64,
+}
+
+/// One commit on its way.
+pub(super) struct Sending {
+    pub number: u64,
+    /// Batches at the head of the queue that it commits.
+    pub batches: usize,
+    pub file: CommitFile,
+    pub inline_bytes: u64,
+    /// Newest journal record that it covers.
+    pub covers: u64,
+    /// Kernel request that waits for it, 0 without one.
+    pub unique: u64,
+    /// An earlier client process sent it first.
+    pub resent: bool,
+    /// Its intent in the journal.
+    pub place: Option<Place>,
 }
 
 /// Batch that still takes writes.
@@ -50,6 +77,14 @@ pub(super) struct Open {
     pub mtime: Option<Time>,
     pub kill_priv: bool,
     pub since: Instant,
+    pub logged: Logged,
+}
+
+/// When a write happened, and its record in the journal.
+#[derive(Clone, Copy)]
+pub(super) struct Stamp {
+    pub mtime: Option<Time>,
+    pub record: Option<(u64, Place)>,
 }
 
 #[derive(Default)]
@@ -68,6 +103,10 @@ pub(super) struct State {
     pub kicks: u64,
     /// The committing task runs.
     pub worker: bool,
+    /// Commits of an earlier client process, to be sent before anything else; their batches are first in the queue.
+    pub resend: VecDeque<Sending>,
+    /// Intent of the commit on its way.
+    pub intent: Option<Place>,
 }
 
 pub(super) struct File {
@@ -95,7 +134,7 @@ impl File {
 
 impl State {
     pub fn is_clean(&self) -> bool {
-        self.open.is_none() && self.sealed.is_empty() && !self.held && !self.worker
+        self.open.is_none() && self.sealed.is_empty() && !self.held && !self.worker && self.intent.is_none()
     }
     /// Every batch below this number is committed (or cancelled).
     pub fn done_to(&self) -> u64 {
@@ -110,17 +149,28 @@ impl State {
         })
     }
     /// Buffers bytes. Returns (bytes overwritten in memory, change of the memory charge, whether a batch was opened).
-    pub fn put(&mut self, offset: u64, data: &Bytes, cx: &WriteContext, mtime: Time) -> (u64, i64, Option<Instant>) {
+    pub fn put(&mut self, offset: u64, data: &Bytes, cx: &WriteContext, by: Stamp) -> (u64, i64, Option<Instant>) {
         let mut opened = None;
         let open = self.open.get_or_insert_with(|| {
             let since = Instant::now();
             opened = Some(since);
-            Open { segments: Segments::default(), trunc_seq: cx.trunc_seq, mtime: None, kill_priv: false, since }
+            Open {
+                segments: Segments::default(),
+                trunc_seq: cx.trunc_seq,
+                mtime: None,
+                kill_priv: false,
+                since,
+                logged: Logged::default(),
+            }
         });
         let (bytes, cost) = (open.segments.bytes(), open.segments.cost());
         open.segments.write(offset, data);
-        open.mtime = Some(mtime);
+        open.mtime = by.mtime;
         open.kill_priv |= cx.kill_priv;
+        if let Some((lsn, place)) = by.record {
+            open.logged.places.push(place);
+            open.logged.last = lsn;
+        }
         let overwritten = bytes + data.len() as u64 - open.segments.bytes();
         (overwritten, open.segments.cost() as i64 - cost as i64, opened)
     }
@@ -142,14 +192,15 @@ impl State {
             status,
             committing: false,
             cancelled: Arc::default(),
+            logged: open.logged,
         });
         Some((seq, delta))
     }
     /// Drops trailing batches that lie wholly at or behind `size` and are not being committed. Returns them.
-    pub fn cancel(&mut self, size: u64) -> (Option<Segments>, Vec<Sealed>) {
+    pub fn cancel(&mut self, size: u64) -> (Option<Open>, Vec<Sealed>) {
         let mut sealed = Vec::new();
         let open = match &self.open {
-            Some(o) if o.segments.start() >= size => self.open.take().map(|o| o.segments),
+            Some(o) if o.segments.start() >= size => self.open.take(),
             Some(_) => return (None, sealed),
             None => None,
         };
@@ -197,6 +248,19 @@ impl State {
             }
         }
         busy
+    }
+    /// Every record that is needed here, with the mtime of its batch where that was dropped.
+    pub fn places(&mut self) -> impl Iterator<Item = (&mut Place, bool)> {
+        let open = self.open.iter_mut().flat_map(|o| {
+            let dropped = o.mtime.is_none();
+            o.logged.places.iter_mut().map(move |p| (p, dropped))
+        });
+        let sealed = self.sealed.iter_mut().flat_map(|s| {
+            let dropped = s.mtime.is_none();
+            s.logged.places.iter_mut().map(move |p| (p, dropped))
+        });
+        let intents = self.resend.iter_mut().filter_map(|s| s.place.as_mut()).chain(self.intent.as_mut());
+        open.chain(sealed).chain(intents.map(|p| (p, false)))
     }
     /// Starts an attempt; returns its number and the kicks seen.
     pub fn begin_attempt(&mut self) -> (u64, u64) {

@@ -4,7 +4,10 @@ use super::{
     DirtyAttr, MemoryLog, Overlay, Shared, WriteContext, WriteLog,
     file::{File, State},
 };
-use crate::pace::until;
+use crate::{
+    journal::{Kind, Record},
+    pace::until,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use fusefs_types::{FsError, FsResult, Ino, limits};
@@ -49,13 +52,9 @@ impl Shared {
         }
     }
 
-    fn inline_max(&self) -> u64 {
+    pub(super) fn inline_max(&self) -> u64 {
         let off = self.inline_off_until.lock().is_some_and(|t| t > Instant::now());
         if off { 0 } else { self.settings.inline_bytes.min(limits::INLINE_COMMIT_BYTES_MAX) as u64 }
-    }
-
-    pub(super) fn inline_allowed(&self, len: usize) -> bool {
-        len as u64 <= self.inline_max()
     }
 
     /// Closes the open batch of a file and starts its way out.
@@ -69,6 +68,9 @@ impl Shared {
     fn buffer(self: &Arc<Self>, ino: Ino, offset: u64, data: &Bytes, cx: &WriteContext) -> Option<FsResult<()>> {
         if self.fenced.load(Ordering::Acquire) {
             return Some(Err(FsError::Stale));
+        }
+        if self.written_before(offset, data, cx) {
+            return Some(Ok(()));
         }
         let len = data.len() as u64;
         let dirty = self.dirty.load(Ordering::Acquire);
@@ -88,8 +90,13 @@ impl Shared {
         if st.must_seal(len, cx) {
             self.seal(&file, &mut st);
         }
-        let mtime = self.now();
-        let (overwritten, delta, opened) = st.put(offset, data, cx, mtime);
+        let Some(stamp) = self.record_write(ino, offset, data, cx, self.now()) else {
+            self.credits.settle(len);
+            drop(st);
+            self.tidy(file);
+            return None;
+        };
+        let (overwritten, delta, opened) = st.put(offset, data, cx, stamp);
         self.charge(delta);
         if overwritten > 0 {
             self.credits.settle(overwritten);
@@ -107,6 +114,7 @@ impl Shared {
     /// Waits for room or for a barrier to go.
     async fn wait_room(self: &Arc<Self>, ino: Ino, len: u64, deadline: Option<Instant>) -> FsResult<()> {
         let patience = Instant::now() + FULL_AND_FAILING;
+        let mut told = false;
         loop {
             let space = self.space.notified();
             let file = self.file(ino);
@@ -115,13 +123,17 @@ impl Shared {
                 return Err(FsError::Stale);
             }
             let dirty = self.dirty.load(Ordering::Acquire);
-            let full = dirty > 0 && dirty + len > self.settings.dirty_bytes_max;
+            let journal = self.journal_full(len as usize);
+            let full = journal || (dirty > 0 && dirty + len > self.settings.dirty_bytes_max);
             let held = file.state.lock().held;
             if !full && !held {
                 return Ok(());
             }
             if full {
                 self.seal_aged(None);
+            }
+            if journal {
+                self.journal_wanted(!std::mem::replace(&mut told, true));
             }
             let failing = full && self.failing.load(Ordering::Acquire) > 0;
             if failing && Instant::now() >= patience {
@@ -224,12 +236,14 @@ impl Shared {
             cancelled
         };
         if let Some(o) = open {
-            self.charge(-(o.cost() as i64));
-            self.credits.settle(o.bytes());
+            self.charge(-(o.segments.cost() as i64));
+            self.credits.settle(o.segments.bytes());
+            self.released(&o.logged.places);
         }
         for s in sealed {
             self.charge(-(s.data.cost() as i64));
             self.credits.settle(s.data.bytes);
+            self.released(&s.logged.places);
             if let super::file::Status::Uploaded(id) = s.status {
                 self.discard(id);
             }
@@ -249,7 +263,7 @@ impl WriteLog for MemoryLog {
         if data.is_empty() {
             return Some(Ok(()));
         }
-        if data.len() > limits::OBJECT_BYTES_MAX {
+        if data.len() > self.shared.part_max() || self.shared.synchronous() {
             return None;
         }
         self.shared.buffer(ino, offset, data, &cx)
@@ -261,7 +275,7 @@ impl WriteLog for MemoryLog {
             return Err(FsError::FileTooBig);
         }
         while !data.is_empty() {
-            let part = data.split_to(data.len().min(limits::OBJECT_BYTES_MAX));
+            let part = data.split_to(data.len().min(self.shared.part_max()));
             loop {
                 if let Some(done) = self.shared.buffer(ino, offset, &part, &cx) {
                     done?;
@@ -270,6 +284,9 @@ impl WriteLog for MemoryLog {
                 self.shared.wait_room(ino, part.len() as u64, deadline).await?;
             }
             offset += part.len() as u64;
+        }
+        if self.shared.synchronous() {
+            return self.shared.drain_ino(ino, deadline).await;
         }
         Ok(())
     }
@@ -320,6 +337,11 @@ impl WriteLog for MemoryLog {
         Ok(())
     }
 
+    fn truncated(&self, ino: Ino, size: u64, trunc_seq: u64) {
+        let record = Record { at: size, trunc_seq, ..Record::new(Kind::Barrier, ino) };
+        self.shared.record_closing(record);
+    }
+
     fn release(&self, ino: Ino) {
         if let Some(file) = self.shared.peek(ino) {
             file.state.lock().held = false;
@@ -337,6 +359,9 @@ impl WriteLog for MemoryLog {
                 o.mtime = None;
                 // Later writes stamp again; they must not lend their mtime to these bytes' batch, nor lose it.
                 self.shared.seal(&file, &mut st);
+            }
+            if st.sealed.iter().any(|s| !s.logged.places.is_empty()) {
+                self.shared.record_closing(Record::new(Kind::ExplicitMtime, ino));
             }
             st.next_seq
         };

@@ -1,16 +1,24 @@
 //! Buffered writes (PROTOCOL 36-39).
 //!
 //! `segments`: dirty bytes of one batch; `file`: the queue of one inode; `log`: buffering, waiting, barriers; `upload` and
-//! `commit`: the way out; `append`: O_APPEND.
+//! `commit`: the way out; `append`: O_APPEND; `journaled`: what goes to the journal and its room, `replay`: what comes
+//! back from it.
 
 mod append;
 mod commit;
 mod file;
+mod journaled;
 mod log;
+mod replay;
 mod segments;
 mod upload;
 
-use crate::{object::ObjectStore, settings::Settings, sink::MetaSink};
+use crate::{
+    journal::{JournalError, JournalSettings, Recovered, ReplayStats},
+    object::ObjectStore,
+    settings::Settings,
+    sink::MetaSink,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use fusefs_types::{Attr, Clock, FsResult, Ino, ObjectId, SessionId, Time, ids::Incarnation};
@@ -36,6 +44,10 @@ pub struct WriteContext {
     pub trunc_seq: u64,
     /// Clear set-uid/set-gid at commit (a write by a non-owner without privilege).
     pub kill_priv: bool,
+    /// Number of the kernel's request without the resend bit; 0 for a write that is not one whole request.
+    pub unique: u64,
+    /// The kernel sent it again to this client process: if the journal has it, it is not buffered again.
+    pub resent: bool,
 }
 
 /// What attribute replies must overlay while a file has uncommitted bytes.
@@ -65,8 +77,8 @@ pub struct Overlay {
 }
 
 /// Acknowledged but uncommitted writes of one mount. One queue per inode; commits go in write order per inode, so that
-/// after any crash a file is a prefix of its history. The bounded in-memory log is [`MemoryLog`](crate::writer::MemoryLog);
-/// the persistent journal of the crash-proof mount comes behind this trait.
+/// after any crash a file is a prefix of its history. [`MemoryLog`](crate::writer::MemoryLog) is the bounded index in
+/// memory; with a [`journal`](crate::journal) below it, what is acknowledged survives the death of the process.
 #[async_trait]
 pub trait WriteLog: Send + Sync + 'static {
     /// Buffers a write if that needs no waiting; None = call [`WriteLog::write`].
@@ -85,6 +97,9 @@ pub trait WriteLog: Send + Sync + 'static {
     /// Drains the queue and holds back later writes until [`WriteLog::release`]. `cancel_from`: a truncation to that
     /// size follows, so trailing writes that lie wholly beyond it are dropped instead.
     async fn hold(&self, ino: Ino, cancel_from: Option<u64>) -> FsResult<()>;
+    /// The truncation that [`WriteLog::hold`] was for succeeded and gave this `trunc_seq`: what it cancelled must not
+    /// come back. Before [`WriteLog::release`], and before the truncation is answered.
+    fn truncated(&self, ino: Ino, size: u64, trunc_seq: u64);
     /// Ends a [`WriteLog::hold`].
     fn release(&self, ino: Ino);
     /// An explicit utimens follows: bytes written so far are committed without an mtime. Returns when no commit that
@@ -150,6 +165,8 @@ pub struct Parts {
     pub listener: Arc<dyn CommitListener>,
     /// Knobs.
     pub settings: Settings,
+    /// Where records go before writes are acknowledged; None = memory only.
+    pub journal: Option<JournalSettings>,
 }
 
 pub(crate) struct Shared {
@@ -162,7 +179,7 @@ pub(crate) struct Shared {
     listener: Arc<dyn CommitListener>,
     settings: Settings,
     counter: AtomicU64,
-    lsn: AtomicU64,
+    journal: Option<journaled::Journaled>,
     files: Mutex<BTreeMap<Ino, Arc<file::File>>>,
     /// Memory charged for dirty data.
     dirty: AtomicU64,
@@ -190,9 +207,6 @@ impl Shared {
         let counter = self.counter.fetch_add(1, Ordering::Relaxed);
         ObjectId { session: self.session, incarnation: self.incarnation, counter }
     }
-    fn next_lsn(&self) -> u64 {
-        self.lsn.fetch_add(1, Ordering::Relaxed)
-    }
     /// Deletes an object that was never committed, best effort.
     fn discard(self: &Arc<Self>, id: ObjectId) {
         let this = self.clone();
@@ -210,7 +224,7 @@ impl Shared {
     }
 }
 
-/// Bounded write log in memory: lost when the process dies, obeying PROTOCOL 36-39 while it lives.
+/// Bounded write log, obeying PROTOCOL 36-39: lost when the process dies, unless a journal lies below it.
 pub struct MemoryLog {
     shared: Arc<Shared>,
     _stop: DropGuard,
@@ -218,8 +232,20 @@ pub struct MemoryLog {
 
 impl MemoryLog {
     /// Starts the log; must be called inside a tokio runtime, whose workers do the uploads and commits. Dropping it stops
-    /// them.
-    pub fn new(p: Parts) -> MemoryLog {
+    /// them. What the journal has pending is back in the queues when this returns, and on its way.
+    ///
+    /// Errors: those of [`Journal::recover`](crate::journal::Journal::recover); none without a journal.
+    pub fn new(mut p: Parts) -> Result<MemoryLog, JournalError> {
+        Ok(match p.journal.take().map(journaled::Journaled::recover).transpose()? {
+            Some((journal, recovered)) => Self::start(p, Some(journal), recovered),
+            None => Self::in_memory(p),
+        })
+    }
+    /// As [`MemoryLog::new`] without a journal.
+    pub fn in_memory(p: Parts) -> MemoryLog {
+        Self::start(p, None, Recovered::default())
+    }
+    fn start(p: Parts, journal: Option<journaled::Journaled>, recovered: Recovered) -> MemoryLog {
         let cancel = CancellationToken::new();
         let shared = Arc::new(Shared {
             uploads: Semaphore::new(p.settings.uploads_max.max(1)),
@@ -232,22 +258,41 @@ impl MemoryLog {
             listener: p.listener,
             settings: p.settings,
             counter: AtomicU64::new(1),
-            lsn: AtomicU64::new(1),
+            journal,
             files: Mutex::default(),
             dirty: AtomicU64::new(0),
             space: Notify::new(),
             inline_off_until: Mutex::default(),
             fenced: AtomicBool::new(false),
             failing: AtomicU64::new(0),
-            leftovers: AtomicU64::new(0),
+            // Objects that an earlier client process had not committed are nowhere named.
+            leftovers: AtomicU64::new(u64::from(p.incarnation.0 > 1)),
             aging: Mutex::default(),
             aging_wake: Notify::new(),
             cancel: cancel.clone(),
             runtime: Handle::current(),
             stats: WriteStats::default(),
         });
+        if shared.journal.is_some() {
+            shared.replay(recovered);
+            shared.runtime.spawn(shared.clone().tend());
+        }
         shared.runtime.spawn(shared.clone().age());
         MemoryLog { shared, _stop: cancel.drop_guard() }
+    }
+    /// What came back from the journal.
+    pub fn replayed(&self) -> ReplayStats {
+        self.shared.journal.as_ref().map(|j| j.replayed).unwrap_or_default()
+    }
+    /// The journal below.
+    pub fn journal(&self) -> Option<&Arc<crate::journal::Journal>> {
+        self.shared.journal.as_ref().map(|j| &j.journal)
+    }
+    /// Every request that the kernel sent again has been read: the memory of old ones may go.
+    pub fn resumed(&self) {
+        if let Some(j) = &self.shared.journal {
+            j.forget_requests();
+        }
     }
     /// Counters.
     pub fn stats(&self) -> &WriteStats {

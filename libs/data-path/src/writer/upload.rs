@@ -29,6 +29,11 @@ impl Shared {
                 tokio::select! { biased; () = this.cancel.cancelled() => {}, () = work => {} }
             });
         }
+        self.work(file, st);
+    }
+
+    /// Makes the committing task look at the queue.
+    pub(super) fn work(self: &Arc<Self>, file: &Arc<File>, st: &mut State) {
         if !st.worker {
             st.worker = true;
             let (this, file) = (self.clone(), file.clone());

@@ -1,6 +1,6 @@
 //! Dirty data is never dropped while the session lives (PROTOCOL 39).
 
-use crate::rig::{F, Rig, body};
+use crate::rig::{F, Rig, body, fresh_op};
 use bytes::Bytes;
 use fusefs_data_path::{Settings, StoreError, testing::SinkFaults};
 use fusefs_types::FsError;
@@ -98,7 +98,7 @@ async fn io_timeout_bounds_every_wait() {
     let begin = Instant::now();
     assert_eq!(r.path.fsync(F).await, Err(FsError::Io));
     assert_eq!(r.write(0, body(900_000, 2)).await, Err(FsError::Io), "full buffer");
-    assert_eq!(r.path.append(F, Bytes::from_static(b"x")).await.err(), Some(FsError::Io));
+    assert_eq!(r.path.append(F, Bytes::from_static(b"x"), fresh_op()).await.err(), Some(FsError::Io));
     r.path.invalidate(F);
     assert_eq!(r.path.read(F, 0, 1 << 20).await.map(|b| b.len()), Err(FsError::Io));
     assert_eq!(r.path.barrier(F).await.err(), Some(FsError::Io));
@@ -113,7 +113,7 @@ async fn a_fenced_session_ends_everything_at_once() {
     assert_eq!(r.path.fsync(F).await, Err(FsError::Stale));
     assert_eq!(r.path.fsync(F).await, Err(FsError::Stale));
     assert_eq!(r.write(0, body(1, 1)).await, Err(FsError::Stale));
-    assert_eq!(r.path.append(F, Bytes::from_static(b"x")).await.err(), Some(FsError::Stale));
+    assert_eq!(r.path.append(F, Bytes::from_static(b"x"), fresh_op()).await.err(), Some(FsError::Stale));
     assert_eq!(r.path.dirty_bytes(), 0);
 }
 

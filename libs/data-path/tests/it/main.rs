@@ -2,6 +2,7 @@
 
 mod failures;
 mod format;
+mod journal;
 mod model;
 mod reads;
 mod rig;

@@ -1,6 +1,6 @@
 //! Random operations with faults against a plain byte vector; and after every commit the file is a prefix of its history.
 
-use crate::rig::{F, Rig, body};
+use crate::rig::{F, Rig, body, fresh_op};
 use fusefs_data_path::{Settings, object::FaultPlan, testing::SinkFaults};
 use fusefs_types::{FsError, ops::Piece};
 use proptest::prelude::*;
@@ -88,7 +88,7 @@ impl World {
             Op::Append { len } => {
                 let at = self.model.len() as u64;
                 let data = self.fill(at, *len);
-                let (got, attr) = path.append(F, data.into()).await.expect("append");
+                let (got, attr) = path.append(F, data.into(), fresh_op()).await.expect("append");
                 assert_eq!((got, attr.size), (at, at + *len as u64));
             }
             Op::Truncate { size } => {
@@ -121,7 +121,13 @@ impl World {
                 });
                 let latency_max = Duration::from_millis(u64::from(*sink));
                 let (refused, lost_replies, use_object) = (*sink, *sink, *sink);
-                self.rig.sink.faults(SinkFaults { refused, lost_replies, use_object, latency_max, always: None });
+                self.rig.sink.faults(SinkFaults {
+                    refused,
+                    lost_replies,
+                    use_object,
+                    latency_max,
+                    ..SinkFaults::default()
+                });
             }
         }
         let attr = self.rig.sink.attr(F).expect("attr");

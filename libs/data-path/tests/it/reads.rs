@@ -1,6 +1,6 @@
 //! Verified reads, cache, read-ahead, changed extent maps.
 
-use crate::rig::{F, Rig, body};
+use crate::rig::{F, Rig, body, fresh_op};
 use bytes::Bytes;
 use fusefs_data_path::{
     Settings, StoreError, layout,
@@ -157,7 +157,7 @@ async fn newer_attributes_make_the_cached_map_void() {
     let (r, _) = filled(Settings::default(), 1000).await;
     assert_eq!(r.path.read(F, 0, 2000).await.expect("read").len(), 1000);
     let other = r.cold();
-    other.append(F, Bytes::from(vec![9; 500])).await.expect("another client");
+    other.append(F, Bytes::from(vec![9; 500]), fresh_op()).await.expect("another client");
     assert_eq!(r.path.read(F, 0, 2000).await.expect("read").len(), 1000, "not looked at again by itself");
     r.path.observe(&r.sink.attr(F).expect("attr"));
     assert_eq!(r.path.read(F, 0, 2000).await.expect("read").len(), 1500, "open after close sees the new data");

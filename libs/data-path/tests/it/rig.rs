@@ -5,13 +5,22 @@ use fusefs_data_path::{
     object::{FaultPlan, Faulty, MemoryStore, RetryPolicy, Retrying},
     testing::{ModelSink, OtherClient},
 };
-use fusefs_types::{Clock, FsResult, Ino, SessionId, ids::Incarnation};
+use fusefs_types::{
+    Clock, FsResult, Ino, SessionId,
+    ids::{Incarnation, OpId},
+};
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
 
 pub const F: Ino = Ino(100);
+
+/// Operation of a kernel request that never came before.
+pub fn fresh_op() -> OpId {
+    static NEXT: AtomicU64 = AtomicU64::new(2);
+    OpId { number: NEXT.fetch_add(2, Ordering::Relaxed), ..OpId::default() }
+}
 
 #[derive(Default)]
 pub struct TestClock(AtomicU64);
@@ -49,14 +58,14 @@ impl Rig {
         Rig { store, faulty, sink, clock, path }
     }
     pub fn cx(&self) -> WriteContext {
-        WriteContext { trunc_seq: self.sink.attr(F).map_or(0, |a| a.trunc_seq), kill_priv: false }
+        WriteContext { trunc_seq: self.sink.attr(F).map_or(0, |a| a.trunc_seq), ..WriteContext::default() }
     }
     pub async fn write(&self, offset: u64, data: impl Into<Vec<u8>>) -> FsResult<()> {
         self.path.write(F, offset, data.into().into(), self.cx()).await
     }
     pub async fn truncate(&self, size: u64) -> FsResult<()> {
-        let _barrier = self.path.truncate_barrier(F, size).await?;
-        self.sink.set_size(F, size).map(|_| ())
+        let barrier = self.path.truncate_barrier(F, size).await?;
+        self.sink.set_size(F, size).map(|a| barrier.truncated(a.trunc_seq))
     }
     pub fn committed(&self) -> Vec<u8> {
         self.sink.content(F, &self.store)

@@ -1,6 +1,6 @@
 //! What a write costs, in which order it goes, what barriers and times do.
 
-use crate::rig::{F, Rig, body};
+use crate::rig::{F, Rig, body, fresh_op};
 use bytes::Bytes;
 use fusefs_data_path::{Credits, DataPath, Settings, WriteContext, object::FaultPlan, testing::SinkFaults};
 use fusefs_types::{FsError, FsResult, Ino, SessionId, Source, Time, ids::Incarnation, limits, ops::Piece};
@@ -224,7 +224,7 @@ async fn an_exhausted_inline_budget_falls_back_to_objects() {
     r.write(1000, body(1000, 2)).await.expect("write");
     r.path.fsync(F).await.expect("fsync");
     assert_eq!((r.sink.count("commit"), puts(&r)), (3, 2), "remembered: no vain inline try");
-    r.path.append(F, body(500, 3).into()).await.expect("append");
+    r.path.append(F, body(500, 3).into(), fresh_op()).await.expect("append");
     assert_eq!(r.committed(), [body(1000, 1), body(1000, 2), body(500, 3)].concat());
 }
 
@@ -232,15 +232,16 @@ async fn an_exhausted_inline_budget_falls_back_to_objects() {
 async fn appends_get_their_offset_from_the_partition() {
     let r = Rig::new(Settings::default());
     r.write(0, body(100, 1)).await.expect("write");
-    let (at, attr) = r.path.append(F, body(50, 2).into()).await.expect("append");
+    let (at, attr) = r.path.append(F, body(50, 2).into(), fresh_op()).await.expect("append");
     assert_eq!((at, attr.size), (100, 150), "after the buffered bytes");
     assert_eq!((r.sink.count("append"), puts(&r)), (1, 0), "small: inline");
     let big = body(9 << 20, 3);
-    let (at, attr) = r.path.append(F, big.clone().into()).await.expect("append");
+    let (at, attr) = r.path.append(F, big.clone().into(), fresh_op()).await.expect("append");
     assert_eq!((at, attr.size), (150, 150 + (9 << 20)));
     assert_eq!((r.sink.count("append"), puts(&r)), (2, 3), "big: objects of 4 MiB and one command");
     let other = r.cold();
-    let (a, b) = tokio::join!(r.path.append(F, body(10, 4).into()), other.append(F, body(10, 5).into()));
+    let (a, b) =
+        tokio::join!(r.path.append(F, body(10, 4).into(), fresh_op()), other.append(F, body(10, 5).into(), fresh_op()));
     assert_ne!(a.expect("append").0, b.expect("append").0, "two clients never overlap");
     assert!(r.path.read(F, 150, 9 << 20).await.expect("read") == big);
 }
@@ -251,7 +252,7 @@ async fn an_append_with_a_lost_reply_happens_once() {
     r.sink.faults(SinkFaults { lost_replies: 500, refused: 300, ..SinkFaults::default() });
     let mut want = Vec::new();
     for i in 0..40u8 {
-        let (at, _) = r.path.append(F, body(10, i).into()).await.expect("append");
+        let (at, _) = r.path.append(F, body(10, i).into(), fresh_op()).await.expect("append");
         assert_eq!(at, want.len() as u64);
         want.extend(body(10, i));
     }
@@ -339,8 +340,8 @@ async fn space_is_taken_at_the_write_and_settled_once() {
     assert_eq!(lender.left.load(Relaxed), 1000);
     write(0, 1000).await.expect("write");
     drop(path.truncate_barrier(F, 0).await.expect("cancel"));
-    path.append(F, Bytes::from(vec![2; 1000])).await.expect("append");
-    assert_eq!(path.append(F, Bytes::from(vec![2; 1001])).await.err(), Some(FsError::NoSpace));
+    path.append(F, Bytes::from(vec![2; 1000]), fresh_op()).await.expect("append");
+    assert_eq!(path.append(F, Bytes::from(vec![2; 1001]), fresh_op()).await.err(), Some(FsError::NoSpace));
     assert_eq!(lender.left.load(Relaxed), 1000);
 }
 

@@ -337,19 +337,42 @@ async fn statfs_is_the_sum_over_partitions() {
     assert_eq!(client.read(Read::StatFs).await, Ok(ReadReply::StatFs(want)));
 }
 
-struct Odd;
+/// Holds the odd inodes, and notes what it is told.
+#[derive(Default)]
+struct Odd(parking_lot::Mutex<Vec<String>>);
 
 impl Holders for Odd {
     fn holds(&self, ino: Ino) -> bool {
         ino.0 % 2 == 1
     }
+    fn broken(&self, addr: &str) {
+        self.0.lock().push(format!("broken {addr}"));
+    }
+    fn locks_freed(&self, inos: &[Ino]) {
+        self.0.lock().push(format!("freed {}", inos.iter().map(|i| i.0.to_string()).collect::<Vec<_>>().join(",")));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn freed_locks_and_broken_streams_are_told() {
+    let fake = Fake::new();
+    let client = connect(&fake).await;
+    let odd = Arc::new(Odd::default());
+    client.set_holders(odd.clone());
+    settle().await;
+    let body = ServerBody::LocksFreed { group: PartitionId(1), inos: vec![Ino(7), Ino(9)] };
+    fake.with(|s| s.events[NODES[0]].clone()).try_send(Ok(ServerEvent { id: 2, body })).unwrap();
+    settle().await;
+    fake.with(|s| s.events.remove(NODES[0]));
+    settle().await;
+    assert_eq!(*odd.0.lock(), ["freed 7,9".to_owned(), format!("broken {}", NODES[0])]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn holder_questions_are_answered_and_broken_streams_come_back() {
     let fake = Fake::new();
     let client = connect(&fake).await;
-    client.set_holders(Arc::new(Odd));
+    client.set_holders(Arc::new(Odd::default()));
     settle().await;
     assert_eq!(fake.with(|s| s.opened_streams), 3, "one per metanode");
     let ask = |id| {

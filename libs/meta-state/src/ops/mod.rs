@@ -4,6 +4,7 @@ mod append;
 mod commit;
 mod create;
 pub mod extents;
+pub(crate) mod flock;
 mod link;
 pub mod prim;
 pub mod read;
@@ -30,6 +31,7 @@ pub(crate) fn write(p: &mut Partition, cx: &mut Cx, write: &Write) -> FsResult<W
         Write::Append(x) => append::apply(p, cx, x),
         Write::SetXattr(x) => xattr::set(p, cx, x),
         Write::RemoveXattr(x) => xattr::remove(p, cx, x),
+        Write::SetLock(x) => flock::set(p, cx, x),
     }
 }
 

@@ -113,7 +113,7 @@ impl Partition {
         self.put_inode(ino, inode);
         Ok(ino)
     }
-    /// Removes an inode with its extents, xattrs and orphan row. What its objects and inline puts lose is counted.
+    /// Removes an inode with its extents, xattrs, locks and orphan row. What its objects and inline puts lose is counted.
     pub(crate) fn destroy_inode(&mut self, cx: &mut Cx, ino: Ino) {
         let Some(inode) = self.t.inodes.get(&ino) else { return };
         if inode.kind == FileKind::Regular {
@@ -125,6 +125,7 @@ impl Partition {
                 self.t.xattrs.remove(&key);
             }
         }
+        self.drop_inode_locks(cx, ino);
         self.t.inodes.remove(&ino);
         self.t.orphans.remove(&ino);
     }

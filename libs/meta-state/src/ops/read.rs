@@ -8,7 +8,7 @@
 //!   directory is empty.
 //! - Extents: slices of the asked range; the bytes of inline ones are in the blob file, the shell adds them.
 
-use super::xattr;
+use super::{flock, xattr};
 use crate::{Partition, record::DentryKey, txn::locks};
 use fusefs_types::{
     FileKind, FsError, FsResult, Ino, Name, SessionId, limits,
@@ -45,6 +45,10 @@ impl Partition {
             Read::GetXattr { ino, name } => Ok(ReadReply::Xattr(xattr::get(self, *ino, name)?)),
             Read::ListXattr { ino } => Ok(ReadReply::XattrNames(xattr::list(self, *ino)?)),
             Read::Extents { ino, offset, len } => self.extents(*ino, *offset, *len),
+            Read::GetLock { ino, owner, start, end, write, .. } => {
+                Ok(ReadReply::Lock(flock::get(self, session, *ino, *owner, (*start, *end), *write)?))
+            }
+            Read::ListLocks { ino } => Ok(ReadReply::Locks(flock::list(self, *ino)?)),
             Read::StatFs => Ok(ReadReply::StatFs(self.usage())),
         }
     }

@@ -4,6 +4,7 @@
 pub mod blob;
 pub mod dentry;
 pub mod extent;
+pub mod flock;
 pub mod inode;
 pub mod lock;
 pub mod object;
@@ -20,6 +21,7 @@ use fusefs_types::FsResult;
 pub use blob::{Blob, BlobKey};
 pub use dentry::{Dentry, DentryKey};
 pub use extent::{ExtentKey, StoredExtent};
+pub use flock::{FileLock, FileLockKey};
 pub use inode::Inode;
 pub use lock::{Lock, LockKey};
 pub use object::{Dead, DeadKey, Object};

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use fusefs_types::{
     Attr, Extent, FileKind, FsError, FsResult, Hlc, Ino, Name, ObjectId, RangeKey, SessionId, Source, Time, Token,
     ids::{Incarnation, MountId, OpId, Origin},
+    lock::{HeldLock, LockOp, LockOwner, LockSpace, SetLock},
     ops::{
         Append, Commit, Create, Link, NewNode, Piece, RemoveXattr, Rename, RenameMode, SetAttr, SetTime, SetXattr,
         Unlink, Write, WriteReply, XattrMode,
@@ -23,9 +24,15 @@ pub trait Wire: Sized {
 }
 
 /// Fingerprint of a request (PROTOCOL 15).
+///
+/// Of an append only inode and length count: a repetition may bring its bytes in another shape (an object where inline
+/// bytes were refused) or, after the client was killed, in another object.
 pub fn fingerprint(write: &Write) -> u64 {
     let mut bytes = Vec::with_capacity(128);
-    write.put(&mut bytes);
+    match write {
+        Write::Append(x) => Write::Append(Append { ino: x.ino, pieces: Vec::new(), len: x.len }).put(&mut bytes),
+        other => other.put(&mut bytes),
+    }
     let mut h = SipHasher13::new();
     h.write(&bytes);
     h.finish()
@@ -197,21 +204,27 @@ wire! { struct Attr {
     project, parent, has_xattr,
 } }
 wire! { struct PartReply { done, existing, attr } }
+wire! { struct LockOwner { space, id } }
+wire! { struct SetLock { ino, owner, start, end, op, pid, wait } }
+wire! { struct HeldLock { session, owner, start, end, write, pid } }
 wire! { struct TxnId { coordinator, seq } }
 wire! { enum Origin { 0 Fuse, 1 Journal, 2 Internal, } }
 wire! { enum NewNode { 0 File, 1 Directory, 2 Symlink(target), 3 Special(kind, rdev), } }
 wire! { enum RenameMode { 0 Replace, 1 NoReplace, 2 Exchange, } }
 wire! { enum SetTime { 0 Now, 1 At(t), } }
+wire! { enum LockSpace { 0 Posix, 1 Flock, } }
+wire! { enum LockOp { 0 Read, 1 Write, 2 Unlock, } }
 wire! { enum XattrMode { 0 Any, 1 Create, 2 Replace, } }
 wire! { enum Piece { 0 Extent(e), 1 Inline { offset, bytes }, 2 Hole { offset, len }, } }
 wire! { enum Source { 1 Object { id, home, skip }, 2 Inline { index, n, skip }, 3 Zero, } }
 wire! { enum Write {
     0 Create(x), 1 Link(x), 2 Unlink(x), 3 Rename(x), 4 SetAttr(x), 5 Commit(x), 6 Append(x), 7 SetXattr(x),
-    8 RemoveXattr(x),
+    8 RemoveXattr(x), 9 SetLock(x),
 } }
 wire! { enum WriteReply {
     0 Created { attr, existed, parent }, 1 Linked { attr, parent }, 2 Unlinked { ino, nlink, parent },
     3 Renamed { ino, replaced }, 4 Attr(a), 5 Committed(a), 6 Appended { offset, attr },
+    7 Locked(a), 8 LockBlocked(by),
 } }
 wire! { enum Part {
     0 Topology, 1 Remove { parent, name, child, kind }, 2 Insert { parent, name, child, kind, replace },

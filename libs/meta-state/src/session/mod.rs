@@ -170,6 +170,7 @@ fn end(p: &mut Partition, cx: &mut Cx, id: SessionId, revoked: bool) -> FsResult
         for key in pins {
             p.t.pins.remove(&key);
         }
+        p.drop_session_locks(cx, id);
         p.t.sessions.put(&id, &session);
         forget_oldest(p);
     }

@@ -164,6 +164,28 @@ fn appends_get_offsets() {
     r.clean();
 }
 
+/// The client was killed between the append and its answer: the next one sends the same request with its bytes in another
+/// object, or inline, and must get the same answer.
+#[test]
+fn a_repeated_append_may_bring_its_bytes_in_another_shape() {
+    let mut r = Rig::new();
+    let f = r.file(ROOT, "f");
+    let caller = r.caller();
+    let append = |r: &mut Rig, pieces, len| {
+        let write = Write::Append(Append { ino: f, pieces, len });
+        match r.apply(Body::Client(caller.clone(), write)) {
+            Outcome::Client(result) => result,
+            other => panic!("{other:?}"),
+        }
+    };
+    let first = append(&mut r, vec![piece(0, 3, 1, 0)], 3).unwrap();
+    assert_eq!(append(&mut r, vec![piece(0, 3, 2, 0)], 3), Ok(first.clone()), "another object");
+    assert_eq!(append(&mut r, vec![inline(0, b"abc")], 3), Ok(first), "inline bytes");
+    assert_eq!(append(&mut r, vec![inline(0, b"abcd")], 4), Err(FsError::FingerprintMismatch), "another length");
+    assert_eq!((r.attr(f).size, r.p.usage().objects), (3, 1), "it was executed once");
+    r.clean();
+}
+
 #[test]
 fn inline_bytes_are_freed_as_a_whole() {
     let mut r = Rig::new();

@@ -44,6 +44,7 @@ fn all(bytes: &[u8]) {
     record::<OutboxItem>(bytes);
     record::<TxnRecord>(bytes);
     record::<Participant>(bytes);
+    record::<FileLock>(bytes);
     wire::<Attr>(bytes);
     wire::<Write>(bytes);
     wire::<WriteReply>(bytes);

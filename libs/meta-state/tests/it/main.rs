@@ -2,6 +2,7 @@
 
 mod cluster;
 mod data;
+mod flock;
 mod fuzz;
 mod model;
 mod names;

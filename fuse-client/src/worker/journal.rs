@@ -1,0 +1,160 @@
+//! The journal at the start of a client: locked, recognised, and, when an earlier mount left something in it, written to
+//! the volume first (PROTOCOL 40, 41).
+
+use super::WorkerError;
+use crate::client::{Attach, ClientError, ClientSettings, Kept, file_system, open_session};
+use fusefs_data_path::journal::{Header, Journal, JournalError, JournalSettings, Mode, Storage, inspect};
+use fusefs_meta_client::Components;
+use fusefs_types::{
+    FsError, SessionId, Token,
+    ids::{Incarnation, MountId},
+};
+use std::{fs::File, io};
+
+/// The files of a mount's journal. They stay open until the process ends: closing any fd of the first one would free its
+/// lock (PROTOCOL 41).
+#[derive(Clone, Copy, Debug)]
+pub struct Files(&'static [File]);
+
+/// A file that nobody closes.
+struct Open(&'static File);
+
+impl Storage for Open {
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        Storage::read_at(self.0, buffer, at)
+    }
+    fn write_at(&self, parts: &[&[u8]], at: u64) -> io::Result<()> {
+        Storage::write_at(self.0, parts, at)
+    }
+    fn size(&self) -> io::Result<u64> {
+        Storage::size(self.0)
+    }
+    fn clear(&self) -> io::Result<()> {
+        Storage::clear(self.0)
+    }
+}
+
+/// What the files are to this mount.
+pub enum Found {
+    /// The journal of this kernel connection, by an earlier process or just made.
+    Own(Journal),
+    /// An earlier mount's, with data that is not in the volume.
+    Left(Header),
+    /// None, or made void after its disk failed: writes are synchronous.
+    Nothing,
+}
+
+impl Files {
+    /// Takes the files for good and waits until the previous client is really dead. Blocks.
+    pub fn lock(files: Vec<File>) -> io::Result<Files> {
+        let files: &'static [File] = files.leak();
+        if let Some(first) = files.first() {
+            Journal::lock(first)?;
+        }
+        Ok(Files(files))
+    }
+
+    fn open(self) -> Result<Journal, JournalError> {
+        Journal::open_storage(self.0.iter().map(|f| Box::new(Open(f)) as Box<dyn Storage>).collect())
+    }
+
+    fn format(self, mount: MountId, boot: u128) -> Result<Journal, JournalError> {
+        let all: Vec<Open> = self.0.iter().map(Open).collect();
+        Journal::format_storage(&all.iter().map(|f| f as &dyn Storage).collect::<Vec<_>>(), mount, boot)?;
+        self.open()
+    }
+
+    /// Recognises the files; those of an earlier mount with nothing in them are made ours. `resumed`: this mount has served
+    /// before, so the journal must be there unless its disk failed.
+    pub fn recognise(self, mount: MountId, resumed: bool) -> Result<Found, JournalError> {
+        if self.0.is_empty() {
+            return Ok(Found::Nothing);
+        }
+        match self.open() {
+            Ok(journal) if journal.header().mount == mount => Ok(Found::Own(journal)),
+            Err(JournalError::NoHeader) if resumed => Ok(Found::Nothing),
+            Err(JournalError::NoHeader) => Ok(Found::Own(self.format(mount, boot_id())?)),
+            Err(e) if resumed => Err(e),
+            Ok(journal) if resumed => Err(JournalError::Foreign(journal.header().mount)),
+            Ok(journal) => match inspect(self.0) {
+                Ok(summary) if summary.is_clean() => Ok(Found::Own(self.format(mount, boot_id())?)),
+                _ => Ok(Found::Left(journal.header())),
+            },
+            // Unreadable for this version: put aside, so that nothing is lost and the mount can be used.
+            Err(_) => Ok(Found::Left(Header::default())),
+        }
+    }
+
+    /// Writes what an earlier mount left to the volume, through that mount's session, and makes the journal ours.
+    /// Park = its session has ended (or the journal is damaged): only an administrator can decide then.
+    pub async fn replay_left(
+        self,
+        header: Header,
+        mount: MountId,
+        settings: &ClientSettings,
+        components: Components,
+    ) -> Result<Found, WorkerError> {
+        if header.session.0 == 0 {
+            return Err(WorkerError::Park(header.session));
+        }
+        let written = replay(self.open().map_err(ClientError::Journal)?, header.session, settings, components).await;
+        match written {
+            Ok(bytes) => tracing::warn!(bytes, session = %header.session, "what an earlier mount left was written"),
+            Err(ClientError::Master(r)) if super::ends_session(r.error) => {
+                tracing::error!(session = %header.session, "an earlier mount left data: {}", r.message);
+                return Err(WorkerError::Park(header.session));
+            }
+            Err(ClientError::Journal(e)) => {
+                tracing::error!(session = %header.session, "an earlier mount's journal cannot be read: {e}");
+                return Err(WorkerError::Park(header.session));
+            }
+            Err(e) => return Err(e.into()),
+        }
+        Ok(Found::Own(self.format(mount, boot_id()).map_err(ClientError::Journal)?))
+    }
+}
+
+/// Writes everything pending in a journal to the volume: as the mount and session that it names (`session`), or in a new
+/// session (0). The journal is empty afterwards. Answers the bytes that were pending. Must be called inside a tokio
+/// runtime; the caller holds the lock.
+pub async fn replay(
+    journal: Journal,
+    session: SessionId,
+    settings: &ClientSettings,
+    components: Components,
+) -> Result<u64, ClientError> {
+    let (header, boot) = (journal.header(), boot_id());
+    let mode = if header.boot == boot { Mode::SameBoot } else { Mode::Prefix };
+    let incarnation = journal.begin_incarnation(boot)?;
+    let token = match session.0 {
+        0 => Token { attach: 0, incarnation: Incarnation(1) },
+        _ => Token { attach: header.attach, incarnation },
+    };
+    let attach = Attach { mount: header.mount, session, token };
+    let clock = components.clock.clone();
+    let meta = open_session(settings, components, attach).await?;
+    let kept = Kept { journal: Some(JournalSettings { mode, ..JournalSettings::new(journal) }), ..Kept::default() };
+    let vfs = file_system(settings, &meta, clock, attach, kept)?;
+    vfs.resumed(); // the kernel that would send requests again is gone
+    let bytes = vfs.data().replayed().bytes;
+    let end = vfs.data().shutdown(settings.flush_timeout).await;
+    if end.unflushed > 0 {
+        let error = io::Error::other(format!("{} bytes could not be written to the object store", end.unflushed));
+        return Err(ClientError::Journal(JournalError::Io(error)));
+    }
+    if let Some(journal) = vfs.data().journal() {
+        journal.make_void().map_err(JournalError::Io)?;
+    }
+    if let Err(refusal) = meta.close(end.leftovers).await
+        && refusal.error != FsError::Stale
+    {
+        tracing::warn!(reason = %refusal.message, "closing the session failed; the cluster ends it when its time is up");
+    }
+    Ok(bytes)
+}
+
+/// This start of the machine.
+pub fn boot_id() -> u128 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
+}
