@@ -6,7 +6,10 @@ use super::{
 };
 use crate::stack::{Stack, is_mounted};
 use anyhow::{Context, Result, bail, ensure};
-use fusefs_fuse_client::supervise::{dirs, processes};
+use fusefs_fuse_client::{
+    keeper::Channel,
+    supervise::{ClientRecord, Phase, dirs, names, processes},
+};
 use fusefs_local_cluster::Child;
 use nix::{
     sys::signal::{Signal, kill},
@@ -139,9 +142,11 @@ impl Drop for Mounted {
         for _ in 0..20 {
             let Some(runtime) = self.runtime() else { break };
             let p = processes(&runtime);
-            // Together, so that none starts another again.
-            for pid in [p.keeper, p.supervisor, p.client].into_iter().flatten() {
-                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL); // it may have ended
+            // Stopped first, so that none starts another again.
+            for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+                for pid in [p.supervisor, p.keeper, p.client].into_iter().flatten() {
+                    let _ = kill(Pid::from_raw(pid as i32), signal); // it may have ended
+                }
             }
             pause(Duration::from_millis(20));
         }
@@ -157,6 +162,13 @@ impl Mount for Mounted {
             Role::Keeper => p.keeper,
             Role::Supervisor => p.supervisor,
         }
+    }
+    fn serving(&self) -> Option<u32> {
+        let ask = |path: &Path| Channel::connect(path).ok()?.get(names::CLIENT).ok()?;
+        let runtime = self.runtime()?;
+        let item = ask(&dirs::keeper_socket(&runtime)).or_else(|| ask(&dirs::supervisor_socket(&runtime)))?;
+        let record = ClientRecord::decode(&item.bytes)?;
+        (record.phase != Phase::Starting && record.alive()).then_some(record.pid)
     }
     fn counters(&self) -> Result<Counters> {
         // A file of lines `NAME VALUE` for each client process.

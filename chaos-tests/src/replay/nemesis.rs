@@ -19,6 +19,8 @@ pub enum Role {
 pub trait Mount {
     /// Process in this role now; None while there is none.
     fn pid(&self, role: Role) -> Option<u32>;
+    /// The client, once it serves.
+    fn serving(&self) -> Option<u32>;
     /// What its clients have counted so far, dead ones included.
     fn counters(&self) -> Result<Counters>;
 }
@@ -54,7 +56,9 @@ pub struct Kill {
 /// How long a successor may take.
 const BACK: Duration = Duration::from_secs(30);
 /// Between two looks at who is there.
-const LOOK: Duration = Duration::from_millis(1);
+const LOOK: Duration = Duration::from_millis(3);
+/// Clients of a hundred that die while they start.
+const EARLY_PERCENT: u64 = 20;
 /// Random moments between two kills.
 const APART_MS: (u64, u64) = (45, 256);
 
@@ -76,6 +80,18 @@ pub fn wait_for(mount: &dyn Mount, role: Role, not: Option<u32>) -> Result<u32> 
     }
 }
 
+/// Waits until a client other than `not` serves.
+pub fn wait_serving(mount: &dyn Mount, not: Option<u32>) -> Result<u32> {
+    let start = now_ns();
+    loop {
+        match mount.serving() {
+            Some(pid) if Some(pid) != not => return Ok(pid),
+            _ if now_ns() - start > BACK.as_nanos() as u64 => bail!("no client serves after {BACK:?} (was {not:?})"),
+            _ => pause(LOOK),
+        }
+    }
+}
+
 /// SIGKILL to whoever has the role now.
 pub fn kill(mount: &dyn Mount, role: Role) -> Result<Kill> {
     loop {
@@ -90,7 +106,8 @@ pub fn kill(mount: &dyn Mount, role: Role) -> Result<Kill> {
 }
 
 /// `n` kills at random moments, the roles in turn; then waits until everybody is back. `between` runs after each kill with
-/// its number.
+/// its number. Most clients die while they serve; some while they start, but never two of those in a row: the supervisor
+/// waits longer and longer before it starts a client whose predecessors did not get far.
 pub fn at_random(
     mount: &dyn Mount,
     rng: &mut Rng,
@@ -98,20 +115,28 @@ pub fn at_random(
     roles: &[Role],
     mut between: impl FnMut(u64) -> Result<()>,
 ) -> Result<Vec<Kill>> {
-    let (mut kills, mut last) = (Vec::new(), BTreeMap::new());
+    let (mut kills, mut last, mut early) = (Vec::new(), BTreeMap::new(), true);
     for i in 0..n {
-        pause(Duration::from_millis(rng.between(APART_MS.0, APART_MS.1)));
         let role = roles[i as usize % roles.len()];
         // The same process is not killed twice: a death takes a moment to be seen.
-        wait_for(mount, role, last.get(&role).copied())?;
+        let dead = last.get(&role).copied();
+        wait_for(mount, role, dead)?;
+        early = role == Role::Client && !early && rng.chance(EARLY_PERCENT);
+        if early {
+            pause(Duration::from_millis(rng.below(APART_MS.0)));
+        } else {
+            wait_serving(mount, last.get(&Role::Client).copied())?;
+            pause(Duration::from_millis(rng.between(APART_MS.0, APART_MS.1)));
+        }
         let kill = kill(mount, role)?;
         last.insert(role, kill.pid);
         kills.push(kill);
         between(i)?;
     }
-    for (role, pid) in last {
-        wait_for(mount, role, Some(pid))?;
+    for (role, pid) in &last {
+        wait_for(mount, *role, Some(*pid))?;
     }
+    wait_serving(mount, last.get(&Role::Client).copied())?;
     Ok(kills)
 }
 

@@ -82,7 +82,7 @@ fn at_every_step(options: &[&str], seed: u64, expect: Expect) -> Result<()> {
             }
             all.extend(killed);
         }
-        nemesis::wait_for(&world.mount, Role::Client, None)?;
+        nemesis::wait_serving(&world.mount, None)?;
         println!("died {} times after {}", ROUNDS * IN_A_ROW, step.name());
     }
     world.judge(worker, &plan, &all, expect, None)?;

@@ -111,7 +111,7 @@ pub fn past_the_close_timeout_each_close_fails_once_and_nothing_is_lost() -> Res
         ensure!(result? == Some(libc::EIO), "a close during the outage must fail with EIO");
     }
     nemesis::kill(&world.mount, Role::Client)?;
-    nemesis::wait_for(&world.mount, Role::Client, None)?;
+    nemesis::wait_serving(&world.mount, None)?;
     gate.set(Mode::Open);
     for round in ["through the same mount", "after mounting again"] {
         for i in 0..FILES {
@@ -137,7 +137,7 @@ pub fn a_client_that_was_stopped_past_its_lease_goes_on() -> Result<()> {
     let worker = Worker::start(&plan)?;
     nemesis::pause(Duration::from_secs(1));
     for _ in 0..2 {
-        let pid = nemesis::wait_for(&world.mount, Role::Client, None)?;
+        let pid = nemesis::wait_serving(&world.mount, None)?;
         kill(Pid::from_raw(pid as i32), Signal::SIGSTOP)?;
         nemesis::pause(Duration::from_millis(5000));
         ensure!(world.mount.pid(Role::Client) == Some(pid), "the stopped client was replaced");
@@ -226,7 +226,7 @@ pub fn a_fenced_mount_answers_estale_and_unmounts() -> Result<()> {
     eventually(Duration::from_secs(20), look).context("waiting for ESTALE")?;
     println!("ESTALE from the fenced client");
     nemesis::kill(&world.mount, Role::Client)?;
-    nemesis::wait_for(&world.mount, Role::Client, None)?;
+    nemesis::wait_serving(&world.mount, None)?;
     eventually(Duration::from_secs(20), look).context("waiting for ESTALE from the next client")?;
     println!("ESTALE from its successor");
     world.mount.stop().context("unmounting the fenced mount")?;

@@ -5,6 +5,7 @@ mod dev;
 mod docs;
 mod fsck;
 mod helper;
+#[cfg(target_os = "linux")]
 mod journal;
 mod mount;
 #[cfg(target_os = "linux")]
@@ -34,6 +35,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Man { dir } => docs::man(&dir).map(done),
         Command::Umount(a) => mount::umount(&a).map(done),
         Command::Mount(a) => mount::run(*a, common_args(&cli.log, cli.log_json)).map(done),
+        #[cfg(target_os = "linux")]
         Command::Journal(c) => journal::run(c).map(done),
         #[cfg(target_os = "linux")]
         Command::Upgrade(a) => mount::upgrade(&a).map(done),

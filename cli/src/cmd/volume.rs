@@ -72,12 +72,17 @@ pub fn expect_volume(reply: MasterReply) -> Result<VolumeRecord> {
 }
 
 fn confirm(name: &str) -> Result<()> {
-    ensure!(std::io::stdin().is_terminal(), "deleting {name} needs --yes when nobody can be asked");
-    print!("Delete volume {name} and everything in it? Type its name: ");
+    ask_for(name, &format!("Delete volume {name} and everything in it?"))
+}
+
+/// Goes on only when somebody at a terminal types `word`.
+pub fn ask_for(word: &str, question: &str) -> Result<()> {
+    ensure!(std::io::stdin().is_terminal(), "this needs --yes when nobody can be asked");
+    print!("{question} Type `{word}`: ");
     std::io::stdout().flush()?;
     let mut line = String::new();
     std::io::stdin().read_line(&mut line)?;
-    ensure!(line.trim() == name, "not deleted");
+    ensure!(line.trim() == word, "nothing was done");
     Ok(())
 }
 

@@ -103,7 +103,8 @@ pub fn default_state(point: &Path) -> io::Result<PathBuf> {
     Ok(state_root()?.join(key(point, 0)))
 }
 
-fn state_root() -> io::Result<PathBuf> {
+/// Where this user's mounts keep their state unless told otherwise.
+pub fn state_root() -> io::Result<PathBuf> {
     if geteuid().is_root() {
         return Ok("/var/lib/fusefs/mounts".into());
     }

@@ -83,6 +83,18 @@ pub(super) struct Supervisor {
     outcome: Option<Result<Ended, SuperviseError>>,
 }
 
+/// What a supervisor starts with, besides plan, directories and items.
+pub(super) struct Found {
+    pub claim: Claim,
+    pub signals: SignalFd,
+    pub point: PathBuf,
+    pub exe: OwnedFd,
+    pub keeper: KeeperProcess,
+    pub stdin: Option<OwnedFd>,
+    pub args: Vec<OsString>,
+    pub listener: OwnedFd,
+}
+
 /// What became ready.
 #[derive(Clone, Copy)]
 enum Source {
@@ -97,24 +109,11 @@ enum Source {
 }
 
 impl Supervisor {
-    #[allow(clippy::too_many_arguments)] // everything that `setup` has gathered, once
-    pub fn new(
-        plan: Plan,
-        dirs: Dirs,
-        claim: Claim,
-        store: Store,
-        signals: SignalFd,
-        point: PathBuf,
-        exe: OwnedFd,
-        keeper: KeeperProcess,
-        stdin: Option<OwnedFd>,
-        args: Vec<OsString>,
-    ) -> io::Result<Supervisor> {
+    pub fn new(plan: Plan, dirs: Dirs, store: Store, found: Found) -> Supervisor {
         sys::name_process(c"fusefs-mount");
-        let socket = dirs.supervisor_socket();
-        let _ = std::fs::remove_file(&socket); // our predecessor's
-        Ok(Supervisor {
-            listener: sys::listener(&socket)?,
+        let Found { claim, signals, point, exe, keeper, stdin, args, listener } = found;
+        Supervisor {
+            listener,
             plan,
             dirs,
             _claim: claim,
@@ -138,7 +137,7 @@ impl Supervisor {
             missed: 0,
             last_failures: 0,
             outcome: None,
-        })
+        }
     }
 
     /// Until the mount has ended.

@@ -6,7 +6,7 @@ use super::{
     dirs::{self, Claim, Dirs},
     journal,
     record::{ClientRecord, EndRecord, Phase, names},
-    run::Supervisor,
+    run::{Found, Supervisor},
 };
 use crate::{
     fuse::{
@@ -24,8 +24,11 @@ use nix::sys::{
 use std::{
     ffi::OsString,
     io,
-    os::{fd::AsFd, unix::ffi::OsStrExt},
-    path::Path,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Path, PathBuf},
 };
 
 /// File in the state directory: the directory underneath is unwritable because of us.
@@ -73,14 +76,24 @@ fn start(
     claim: Claim,
     store: Store,
     signals: SignalFd,
-    point: std::path::PathBuf,
+    point: PathBuf,
 ) -> Result<Supervisor, SuperviseError> {
     let exe = sys::executable(Path::new("/proc/self/exe"))?;
-    let keeper = KeeperProcess::start(exe.as_fd(), &dirs, &plan.common_args).map_err(SuperviseError::Keeper)?;
     let stdin = parent_pipe(&plan)?;
     let args = adopt_args(&plan, &dirs);
-    keeper.entrust(&store, exe.as_fd(), stdin.as_ref().map(AsFd::as_fd), &args).map_err(SuperviseError::Keeper)?;
-    Supervisor::new(plan, dirs, claim, store, signals, point, exe, keeper, stdin, args).map_err(SuperviseError::Io)
+    let listener = listen(&dirs)?;
+    let keeper = KeeperProcess::start(exe.as_fd(), &dirs, &plan.common_args).map_err(SuperviseError::Keeper)?;
+    if let Err(e) = keeper.entrust(&store, exe.as_fd(), stdin.as_ref().map(AsFd::as_fd), &args) {
+        keeper.end(); // it must not keep a mount that nobody serves
+        return Err(SuperviseError::Keeper(e));
+    }
+    Ok(Supervisor::new(plan, dirs, store, Found { claim, signals, point, exe, keeper, stdin, args, listener }))
+}
+
+fn listen(dirs: &Dirs) -> io::Result<OwnedFd> {
+    let socket = dirs.supervisor_socket();
+    let _ = std::fs::remove_file(&socket); // our predecessor's
+    sys::listener(&socket)
 }
 
 /// Takes over from the keeper; the client goes on if it lives.
@@ -94,8 +107,9 @@ pub(super) fn adopted(from: Adopted, plan: Plan) -> Result<Supervisor, Supervise
     let args = adopt_args(&plan, &dirs);
     keeper.entrust(&Store::default(), exe.as_fd(), stdin.as_ref().map(AsFd::as_fd), &args)?;
     let record = store.bytes(names::CLIENT).and_then(ClientRecord::decode);
-    let point = plan.mount.mountpoint.clone();
-    let mut s = Supervisor::new(plan, dirs, claim, store, signals, point, exe, keeper, stdin, args)?;
+    let (point, listener) = (plan.mount.mountpoint.clone(), listen(&dirs)?);
+    let found = Found { claim, signals, point, exe, keeper, stdin, args, listener };
+    let mut s = Supervisor::new(plan, dirs, store, found);
     s.served = record.is_some_and(|r| r.phase != Phase::Starting) || s.store.get(names::INIT).is_some();
     match record.as_ref().and_then(Process::adopt) {
         Some(client) => s.adopt_client(client, record.map_or(Phase::Starting, |r| r.phase)),
@@ -117,7 +131,7 @@ fn claim_again(dirs: &Dirs) -> Result<Claim, SuperviseError> {
 }
 
 /// A copy of our standard input, for ourselves and for those who follow us.
-fn parent_pipe(plan: &Plan) -> io::Result<Option<std::os::fd::OwnedFd>> {
+fn parent_pipe(plan: &Plan) -> io::Result<Option<OwnedFd>> {
     if plan.exit_with_parent { sys::duplicate(io::stdin()).map(Some) } else { Ok(None) }
 }
 

@@ -95,7 +95,13 @@ impl Vfs {
             return Ok(len);
         }
         check_size(offset, u64::from(len))?;
-        let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false, unique: rq.unique, resent: rq.resent };
+        let cx = WriteContext {
+            trunc_seq: attr.trunc_seq,
+            kill_priv: false,
+            unique: rq.unique,
+            resent: rq.resent,
+            change: attr.change,
+        };
         match self.data.try_write(ino, offset, &data, cx) {
             Some(done) => done?,
             None => self.data.write(ino, offset, data, cx).await?,

@@ -48,7 +48,13 @@ impl Vfs {
         if pieces.is_empty() && grow_to <= attr.size {
             return Ok(());
         }
-        let cx = WriteContext { trunc_seq: attr.trunc_seq, kill_priv: false, unique: rq.unique, resent: rq.resent };
+        let cx = WriteContext {
+            trunc_seq: attr.trunc_seq,
+            kill_priv: false,
+            unique: rq.unique,
+            resent: rq.resent,
+            change: attr.change,
+        };
         let sent = self.now();
         let attr = self.data.commit_pieces(ino, pieces, grow_to, cx).await?;
         self.learn_attr(&attr, sent);
@@ -111,7 +117,7 @@ impl Vfs {
             let n = bytes.len() as u64;
             let (attr, _) = self.attr(to_ino).await?;
             // One request, many writes: when it is sent again it starts over.
-            let cx = WriteContext { trunc_seq: attr.trunc_seq, ..WriteContext::default() };
+            let cx = WriteContext { trunc_seq: attr.trunc_seq, change: attr.change, ..WriteContext::default() };
             match self.data.write(to_ino, to_offset + done, bytes, cx).await {
                 Err(e) if done == 0 => return Err(e),
                 Err(_) => break,

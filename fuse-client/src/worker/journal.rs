@@ -64,6 +64,15 @@ impl Files {
         self.open()
     }
 
+    /// Bytes that are in the journal only; at least 1 when it cannot be read.
+    pub fn pending(self) -> u64 {
+        match inspect(self.0) {
+            Ok(summary) => summary.files.iter().map(|f| f.bytes.max(1)).sum(),
+            Err(JournalError::NoHeader) => 0,
+            Err(_) => u64::from(!self.0.is_empty()),
+        }
+    }
+
     /// Recognises the files; those of an earlier mount with nothing in them are made ours. `resumed`: this mount has served
     /// before, so the journal must be there unless its disk failed.
     pub fn recognise(self, mount: MountId, resumed: bool) -> Result<Found, JournalError> {

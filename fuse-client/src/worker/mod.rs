@@ -341,7 +341,7 @@ impl Worker {
         if let Ok(Err(error)) = poisoning.await {
             tracing::warn!(%error, "the kernel connection ended with an error");
         }
-        self.finish(EndRecord { unflushed: 0, poisoned: true })
+        self.finish(EndRecord { unflushed: self.files.pending(), poisoned: true })
     }
 }
 
@@ -351,8 +351,8 @@ fn planted(bug: &str) -> bool {
     list.to_string_lossy().split(',').any(|b| b == bug)
 }
 
-/// Refusals after which no retry helps.
-fn ends_session(error: FsError) -> bool {
+/// Refusals of a session after which no retry helps.
+pub fn ends_session(error: FsError) -> bool {
     matches!(error, FsError::Stale | FsError::Fenced | FsError::NotFound)
 }
 

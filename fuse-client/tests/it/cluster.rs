@@ -83,6 +83,14 @@ impl Cluster {
         self.client_of(session, 1, change)
     }
 
+    /// The process after `client` on the same mount.
+    pub fn successor_with(self: &Arc<Self>, client: &Client, change: impl FnOnce(&mut Settings)) -> Client {
+        let before = &client.meta;
+        let next = self.client_of(before.session, before.token.incarnation.0 + 1, change);
+        next.unique.store(client.unique.load(Ordering::Relaxed), Ordering::Relaxed);
+        next
+    }
+
     /// The client process `incarnation` of a session.
     pub fn client_of(
         self: &Arc<Self>,
@@ -103,6 +111,7 @@ impl Cluster {
             cut: AtomicBool::new(false),
             healed: tokio::sync::Notify::new(),
             journal: AtomicU64::new(1),
+            held: tokio::sync::watch::Sender::new(Hold::default()),
         });
         self.internal(Internal::Attach { session, token });
         let mut settings = Settings::new(MountId(session.0), Ino::ROOT);
@@ -214,6 +223,18 @@ pub struct FakeMeta {
     cut: AtomicBool,
     healed: tokio::sync::Notify,
     journal: AtomicU64,
+    held: tokio::sync::watch::Sender<Hold>,
+}
+
+/// Where a cluster that does not answer is stuck.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hold {
+    /// Questions wait.
+    pub reads: bool,
+    /// Mutations wait before they are executed.
+    pub writes: bool,
+    /// Mutations are executed, but their replies wait.
+    pub replies: bool,
 }
 
 impl FakeMeta {
@@ -239,6 +260,14 @@ impl FakeMeta {
             healed.await;
         }
     }
+    pub fn hold(&self, hold: Hold) {
+        self.held.send_replace(hold);
+    }
+    async fn pass(&self, stuck: impl Fn(&Hold) -> bool) {
+        let mut held = self.held.subscribe();
+        // An error means that this client is gone.
+        let _ = held.wait_for(|h| !stuck(h)).await;
+    }
     fn count(&self, name: &'static str) {
         *self.counts.lock().entry(name).or_insert(0) += 1;
     }
@@ -248,10 +277,15 @@ impl FakeMeta {
 impl Meta for FakeMeta {
     async fn write(&self, op: OpId, write: Write) -> FsResult<WriteReply> {
         self.count(write.name());
+        self.pass(|h| h.writes).await;
+        // These processes have no journal whose numbers would go on from one to the next.
+        let apart = if op.origin == Origin::Journal { u64::from(self.token.incarnation.0) << 40 } else { 0 };
+        let op = OpId { number: op.number | apart, ..op };
         let caller = Caller { session: self.session, token: self.token, op, acks: vec![] };
         self.through().await;
         let outcome = self.cluster.apply(Body::Client(caller, write));
         self.cluster.settle();
+        self.pass(|h| h.replies).await;
         match outcome {
             Outcome::Client(result) => result,
             other => panic!("{other:?}"),
@@ -264,6 +298,7 @@ impl Meta for FakeMeta {
     async fn read(&self, read: Read) -> FsResult<ReadReply> {
         self.count(read.name());
         self.through().await;
+        self.pass(|h| h.reads).await;
         let mut state = self.cluster.state.lock();
         let reply = state.read(self.session, &read);
         if let Read::Close { ino } = read

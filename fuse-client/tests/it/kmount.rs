@@ -4,12 +4,17 @@ use fusefs_fuse_client::Vfs;
 use fusefs_fuse_client::fuse::kernel::{
     InitOptions, InitRecord, Recovery, ServeSettings, Serving, SlotFile, handshake_with, serve,
 };
+use fusefs_fuse_client::fuse::mountinfo;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle;
+
+/// Nothing here takes that long.
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What outlives a client process: the connection, its INIT record, and the slots if it has any.
 pub struct Kept {
@@ -37,6 +42,8 @@ impl Kept {
             Ok(())
         })?;
         assert_eq!(kept.as_ref(), Some(&init), "kept before it was answered");
+        let lines = mountinfo::read()?;
+        watch(point.into(), mountinfo::at(&lines, point).map(|l| l.device.clone()).unwrap_or_default());
         let slots = if slots { Some(SlotFile::create()?) } else { None };
         Ok(Kept { point: point.into(), fd: Some(device.into()), init, slots })
     }
@@ -70,10 +77,36 @@ impl Kept {
     }
 
     pub fn unmount(&mut self) -> io::Result<()> {
-        nix::mount::umount2(&self.point, nix::mount::MntFlags::UMOUNT_NOFOLLOW)?;
+        unmount(&self.point)?;
         self.fd = None;
         Ok(())
     }
+}
+
+/// Unmounts. A child that another test is just starting has our files open until it executes its program.
+pub fn unmount(point: &Path) -> io::Result<()> {
+    let end = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        match nix::mount::umount2(point, nix::mount::MntFlags::UMOUNT_NOFOLLOW) {
+            Err(nix::errno::Errno::EBUSY) if tokio::time::Instant::now() < end => std::thread::yield_now(),
+            done => return Ok(done?),
+        }
+    }
+}
+
+/// Gives the connection up if the mount still exists after a minute: what hangs on it then fails instead.
+fn watch(point: PathBuf, device: String) {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let (_alive, never) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        let _alive = _alive;
+        let _ = never.recv_timeout(PATIENCE);
+        let lines = mountinfo::read().unwrap_or_default();
+        if mountinfo::at(&lines, &point).is_some_and(|l| l.device == device) {
+            println!("a minute has passed: giving {} up", point.display());
+            let _ = nix::mount::umount2(&point, nix::mount::MntFlags::MNT_FORCE);
+        }
+    });
 }
 
 impl Drop for Kept {

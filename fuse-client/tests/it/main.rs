@@ -3,10 +3,15 @@
 mod cache;
 mod cluster;
 #[cfg(target_os = "linux")]
+mod interrupts;
+#[cfg(target_os = "linux")]
 mod kmount;
 mod local;
 mod locks;
+#[cfg(target_os = "linux")]
 mod mounted;
+#[cfg(target_os = "linux")]
+mod resume;
 mod rng;
 mod tree;
 mod two;

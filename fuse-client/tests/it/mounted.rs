@@ -7,7 +7,9 @@ use crate::local::{Op, STEPS, assert_same, on_directory, random_op, tree_of_dire
 use crate::rng::{Random, seeds};
 use fusefs_fuse_client::Settings;
 use fusefs_fuse_client::fuse::kernel::Serving;
-use fusefs_fuse_client::fuse::{MountError, MountSettings, Mounted, mount, mount_filesystem, mountinfo, passthrough};
+use fusefs_fuse_client::fuse::{
+    MountError, MountSettings, Mounted, Unmounter, mount, mount_filesystem, mountinfo, passthrough,
+};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -50,7 +52,11 @@ impl AnyMount {
     }
     fn unmount(&mut self) -> std::io::Result<()> {
         match self {
-            AnyMount::Fuser(m) => m.unmount(),
+            AnyMount::Fuser(m) => {
+                // Children that other tests start have our files open for a moment.
+                crate::kmount::unmount(m.mountpoint())?;
+                m.wait_timeout(crate::kmount::DEADLINE).then_some(()).ok_or(std::io::ErrorKind::TimedOut.into())
+            }
             AnyMount::Own(kept, serving) => {
                 kept.unmount()?;
                 let serving = serving.take().unwrap();
@@ -152,6 +158,32 @@ fn the_kernel_gets_a_file_system_on(transport: Transport) {
     rig.unmount();
     assert!(mountinfo::at(&mountinfo::read().unwrap(), &root).is_none());
     assert_eq!(rig.cluster.usage().orphans, 0);
+}
+
+/// What only our own transport can say: birth times, masks, permission checks with access control lists asked for.
+#[test]
+fn the_negotiated_extras_work() {
+    use std::os::unix::process::CommandExt;
+    if !usable() {
+        return;
+    }
+    let mut rig = Rig::new(Transport::Resend);
+    let at = |name: &str| rig.path().join(name);
+    std::fs::set_permissions(rig.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(at("f"), b"x").unwrap();
+    assert!(std::fs::metadata(at("f")).unwrap().created().is_ok());
+    let shell = format!("umask 027; cd {}; mkdir d; : > g; mkfifo p", rig.path().display());
+    assert!(std::process::Command::new("sh").arg("-c").arg(shell).status().unwrap().success());
+    let mode = |name: &str| std::fs::metadata(at(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("d"), mode("g"), mode("p")), (0o750, 0o640, 0o640));
+    let may_read = |name: &str, gid: u32| {
+        let mut cat = std::process::Command::new("cat");
+        cat.arg(at(name)).uid(12345).gid(gid).stderr(std::process::Stdio::null());
+        cat.status().unwrap().success()
+    };
+    nix::unistd::chown(&at("g"), None, Some(nix::unistd::Gid::from_raw(777))).unwrap();
+    assert!(may_read("f", 12345) && may_read("g", 777) && !may_read("g", 12345));
+    rig.unmount();
 }
 
 #[test]
@@ -274,7 +306,7 @@ fn wrong_mount_points_are_refused_with_a_reason() {
     // A busy mount stays mounted.
     let mut rig = rig;
     let held = std::fs::File::create(rig.path().join("held")).unwrap();
-    assert!(rig.mounted.as_mut().unwrap().unmount().is_err());
+    assert!(Unmounter::new(rig.path()).unmount().is_err());
     assert!(rig.path().join("held").exists());
     drop(held);
     rig.unmount();

@@ -103,6 +103,25 @@ impl DataPath {
         Ok(Arc::new(DataPath { log: MemoryLog::new(parts)?, reader }))
     }
 
+    /// As [`DataPath::with_journal`] for a journal of an earlier boot (use [`Mode::Prefix`](crate::journal::Mode)), under
+    /// its session and mount id and before any other use of them. Only bytes of inodes that nobody changed since come
+    /// back: after a power loss the journal may not know that a write was committed and overwritten. Returns the
+    /// inodes whose bytes stay in the journal. Then: [`DataPath::sync_all`], and `discard` or `park` the journal.
+    pub async fn after_reboot(
+        store: Arc<dyn ObjectStore>,
+        sink: Arc<dyn MetaSink>,
+        clock: Arc<dyn Clock>,
+        (session, incarnation): (SessionId, Incarnation),
+        settings: Settings,
+        journal: JournalSettings,
+    ) -> Result<(Arc<DataPath>, Vec<Ino>), JournalError> {
+        let reader = Reader::new(store.clone(), sink.clone(), settings.clone());
+        let (listener, credits, journal) = (reader.clone(), Arc::new(Unlimited::default()), Some(journal));
+        let parts = Parts { store, sink, clock, session, incarnation, credits, listener, settings, journal };
+        let (log, left) = MemoryLog::after_reboot(parts).await?;
+        Ok((Arc::new(DataPath { log, reader }), left))
+    }
+
     /// What came back from the journal at the start.
     pub fn replayed(&self) -> ReplayStats {
         self.log.replayed()

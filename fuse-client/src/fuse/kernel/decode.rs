@@ -39,6 +39,28 @@ impl Header {
     pub fn unanswered(&self) -> bool {
         matches!(self.opcode, op::FORGET | op::BATCH_FORGET | op::INTERRUPT | op::NOTIFY_REPLY)
     }
+    /// It never changes anything under its own number, so nothing has to be remembered of it.
+    pub fn only_asks(&self) -> bool {
+        matches!(
+            self.opcode,
+            op::LOOKUP
+                | op::GETATTR
+                | op::STATX
+                | op::READLINK
+                | op::READ
+                | op::STATFS
+                | op::GETXATTR
+                | op::LISTXATTR
+                | op::OPENDIR
+                | op::READDIR
+                | op::READDIRPLUS
+                | op::RELEASEDIR
+                | op::FSYNCDIR
+                | op::ACCESS
+                | op::LSEEK
+                | op::POLL
+        )
+    }
     /// The header in front of `message`.
     pub fn parse(message: &[u8]) -> Result<Header, Malformed> {
         let mut f = Fields(message);

@@ -126,7 +126,9 @@ pub(super) fn admit<'a>(
         return None;
     }
     let rq = Arc::new(head(&message, again));
-    server.vfs.register(&rq);
+    if !header.only_asks() {
+        server.vfs.register(&rq);
+    }
     if marker {
         server.resuming.store(false, Ordering::Release);
         server.vfs.resumed();

@@ -55,7 +55,7 @@ impl Reply {
         }
     }
 
-    /// An error, by number. True when the kernel has the answer.
+    /// An error, by number. True when the kernel waits no more.
     pub fn error(self, errno: i32) -> bool {
         self.send(Out::default(), -errno, &[])
     }
@@ -114,7 +114,7 @@ impl Reply {
                 tracing::error!(%error, unique = self.raw_unique, "the kernel refused a reply; the application sees EIO");
                 self.link.stats.add(&self.link.stats.dropped_replies);
                 self.link.error(self.raw_unique, libc::EIO);
-                false
+                true
             }
         }
     }

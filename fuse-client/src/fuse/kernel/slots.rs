@@ -437,7 +437,7 @@ mod tests {
         let mut large: Vec<Held> = (0..SLOTS as u64)
             .map(|i| {
                 let mut held = slots.take(Duration::ZERO).unwrap().unwrap();
-                fill(&mut held, 1 << 20 | 2 * i, SIDE_REQUEST_MAX + 1);
+                fill(&mut held, (1 << 20) | (2 * i), SIDE_REQUEST_MAX + 1);
                 held.move_aside();
                 held
             })

@@ -183,9 +183,9 @@ pub struct Record {
     pub at: u64,
     /// Number of the kernel request, 0 without one.
     pub unique: u64,
-    /// `trunc_seq` seen by a write, or the one a truncation gave.
+    /// `trunc_seq` seen by a write, or the one a truncation gave; Done: version of the inode afterwards.
     pub trunc_seq: u64,
-    /// Commit number of Intent and Done.
+    /// Commit number of Intent and Done; Write: version of the inode seen by the writer, 0 = not known.
     pub number: u64,
     /// Write: when, None after an explicit utimens.
     pub mtime: Option<Time>,

@@ -6,7 +6,7 @@ use super::{
     ring,
 };
 use bytes::Bytes;
-use fusefs_types::{FsError, Ino, Time, ops::CommitFile};
+use fusefs_types::{FsError, Hlc, Ino, Time, ops::CommitFile};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 /// Bytes read at once.
@@ -74,6 +74,8 @@ pub struct Pending {
     pub writes: Vec<PendingWrite>,
     /// A utimens came after the writes up to these numbers.
     pub mtime_marks: Vec<u64>,
+    /// Newest version of the inode that a writer had seen or a commit had made.
+    pub known: Hlc,
 }
 
 /// How an operation that the kernel may ask for again ended.
@@ -141,6 +143,11 @@ pub(super) fn scan(files: &[&dyn Storage], header: &Header, mode: Mode) -> Resul
         heads.extend(SegmentHeader::decode(&bytes, header.mount).filter(|h| h.seq >= header.tail).map(|h| (h, i)));
     }
     heads.sort_by_key(|(h, _)| h.seq);
+    let next = heads.last().map_or(header.tail, |(h, _)| h.seq + 1);
+    if mode == Mode::SameBoot && headless(files, header, next)? {
+        let what = "a segment's head is damaged";
+        return Err(JournalError::Corrupt { segment: next, at: SEGMENT_AT, what });
+    }
     let mut out = Scan { lsn: header.void, ..Scan::default() };
     for (i, (head, file)) in heads.iter().enumerate() {
         let corrupt = |at, what| JournalError::Corrupt { segment: header.tail + i as u64, at, what };
@@ -163,6 +170,18 @@ pub(super) fn scan(files: &[&dyn Storage], header: &Header, mode: Mode) -> Resul
         drop_torn(files, &mut out)?;
     }
     Ok(out)
+}
+
+/// Whether some file holds a record of segment `seq`, which no valid head names.
+fn headless(files: &[&dyn Storage], header: &Header, seq: u64) -> std::io::Result<bool> {
+    for file in files {
+        let mut bytes = [0; RECORD_HEADER];
+        let n = file.read_at(&mut bytes, DATA_START)?;
+        if Record::decode(&bytes[..n], header.mount, seq, DATA_START).is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Records of one segment. `end`: where they must end, None for the newest segment.
@@ -246,6 +265,7 @@ pub(super) fn settle(
     plant: bool,
 ) -> Result<Recovered, JournalError> {
     let mut settled: HashMap<Ino, u64> = HashMap::new();
+    let mut known: HashMap<Ino, u64> = HashMap::new();
     let mut finished: HashSet<u64> = HashSet::new();
     let mut out = Recovered::default();
     for found in &scan.found {
@@ -262,8 +282,15 @@ pub(super) fn settle(
             }
             _ => 0,
         };
-        let known = settled.entry(r.ino).or_default();
-        *known = (*known).max(to);
+        let so_far = settled.entry(r.ino).or_default();
+        *so_far = (*so_far).max(to);
+        let version = match r.kind {
+            Kind::Write => r.number,
+            Kind::Done if r.refused.is_none() => r.trunc_seq,
+            _ => 0,
+        };
+        let so_far = known.entry(r.ino).or_default();
+        *so_far = (*so_far).max(version);
     }
     // By number: a copy replaces what it was made of.
     let mut live: BTreeMap<u64, &Found> = BTreeMap::new();
@@ -283,6 +310,7 @@ pub(super) fn settle(
         load(files, found, plant, &mut out)?;
     }
     remember_requests(scan, &mut out);
+    out.pending.iter_mut().for_each(|(ino, p)| p.known = Hlc(known.get(ino).copied().unwrap_or(0)));
     out.pending.retain(|_, p| !p.writes.is_empty() || !p.intents.is_empty());
     out.stats.inodes = out.pending.len() as u64;
     (out.stats.scanned, out.stats.torn, out.stats.cut) = (scan.found.len() as u64, scan.torn, scan.cut);

@@ -8,7 +8,7 @@ use super::{
 use crate::{object::StoreError, pace};
 use bytes::Bytes;
 use fusefs_types::{
-    Attr, Extent, FsError, FsResult, Ino, Source,
+    Attr, Extent, FsError, FsResult, Hlc, Ino, Source,
     ids::OpId,
     limits,
     ops::{Append, CommitFile, Piece},
@@ -68,20 +68,20 @@ impl MemoryLog {
         shared.record_intent(&queue, &mut sending).await;
         let done = pace::meta(deadline, || shared.sink.commit(sending.number, sending.file.clone())).await;
         shared.listener.committed(ino, done.as_ref().ok());
-        shared.answered(&queue, &sending, done.as_ref().err().copied());
+        shared.answered(&queue, &sending, done.as_ref().map(|a| a.change).map_err(|e| *e));
         done
     }
 }
 
 impl Shared {
     /// Notes the answer of [`MemoryLog::commit_pieces`].
-    fn answered(self: &Arc<Self>, queue: &File, sending: &Sending, error: Option<FsError>) {
-        if matches!(error, Some(FsError::Stale)) {
+    fn answered(self: &Arc<Self>, queue: &File, sending: &Sending, answer: Result<Hlc, FsError>) {
+        if answer == Err(FsError::Stale) {
             return; // the journal stays as it is for people
         }
-        let recorded = self.record_answer(&mut queue.state.lock(), queue.ino, sending, error);
+        let recorded = self.record_answer(&mut queue.state.lock(), queue.ino, sending, answer);
         // Io may mean that nobody knows: the reply stays where it is.
-        if recorded && error != Some(FsError::Io) {
+        if recorded && answer != Err(FsError::Io) {
             self.sink.settled(sending.number);
         }
     }

@@ -111,7 +111,7 @@ impl Shared {
 
     /// A commit was refused: nothing was applied, its batches stay.
     fn refused(self: &Arc<Self>, file: &File, s: &Sending, error: FsError) {
-        if self.record_answer(&mut file.state.lock(), file.ino, s, Some(error)) {
+        if self.record_answer(&mut file.state.lock(), file.ino, s, Err(error)) {
             self.sink.settled(s.number);
         }
         self.note_outcome(s.unique, Err(error));
@@ -124,7 +124,8 @@ impl Shared {
         let (mut cost, mut bytes, mut places) = (0, 0, Vec::new());
         let recorded = {
             let mut st = file.state.lock();
-            let recorded = self.record_answer(&mut st, file.ino, s, lost);
+            let answer = lost.map_or(Ok(attr.map(|a| a.change).unwrap_or_default()), Err);
+            let recorded = self.record_answer(&mut st, file.ino, s, answer);
             st.lost += u64::from(lost.is_some());
             for s in st.sealed.drain(..s.batches) {
                 cost += s.data.cost() as i64;

@@ -9,7 +9,7 @@ use crate::journal::{
     ReplayStats, encode_commit,
 };
 use bytes::Bytes;
-use fusefs_types::{FsError, Ino, Time};
+use fusefs_types::{FsError, Hlc, Ino, Time};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
@@ -155,6 +155,7 @@ impl Shared {
             trunc_seq: cx.trunc_seq,
             mtime: Some(mtime),
             kill_priv: cx.kill_priv,
+            number: cx.change.0,
             ..Record::new(Kind::Write, ino)
         };
         match j.journal.append(Class::Data, record, data) {
@@ -207,21 +208,22 @@ impl Shared {
     }
 
     /// Records the answer of a commit, with the queue locked and before its batches leave it: a copy of a record never
-    /// follows what settled it. False = the answer must not be acknowledged.
+    /// follows what settled it. `answer`: the version of the inode afterwards. False = it must not be acknowledged.
     pub(super) fn record_answer(
         self: &Arc<Self>,
         st: &mut State,
         ino: Ino,
         s: &Sending,
-        refused: Option<FsError>,
+        answer: Result<Hlc, FsError>,
     ) -> bool {
+        let (change, refused) = (answer.unwrap_or_default(), answer.err());
         let intent = st.intent.take();
         let (Some(j), Some(place)) = (&self.journal, intent) else { return s.place.is_none() };
         if j.mode() == SYNCHRONOUS {
             return false; // what is in the journal is void; the stored reply goes with the session
         }
         let (at, unique, number) = (s.covers, s.unique, s.number);
-        let done = Record { at, unique, number, refused, ..Record::new(Kind::Done, ino) };
+        let done = Record { at, unique, number, refused, trunc_seq: change.0, ..Record::new(Kind::Done, ino) };
         let recorded = self.record_closing(done)
             && (refused != Some(FsError::NotFound) || self.record_closing(Record::new(Kind::Lost, ino)));
         if recorded {

@@ -9,6 +9,7 @@ mod commit;
 mod file;
 mod journaled;
 mod log;
+mod reboot;
 mod replay;
 mod segments;
 mod upload;
@@ -21,7 +22,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use fusefs_types::{Attr, Clock, FsResult, Ino, ObjectId, SessionId, Time, ids::Incarnation};
+use fusefs_types::{Attr, Clock, FsResult, Hlc, Ino, ObjectId, SessionId, Time, ids::Incarnation};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -48,6 +49,9 @@ pub struct WriteContext {
     pub unique: u64,
     /// The kernel sent it again to this client process: if the journal has it, it is not buffered again.
     pub resent: bool,
+    /// Newest version of the inode seen, 0 = not known. After a crash of the machine a write is replayed only onto the
+    /// version it was made on.
+    pub change: Hlc,
 }
 
 /// What attribute replies must overlay while a file has uncommitted bytes.
@@ -240,6 +244,14 @@ impl MemoryLog {
             Some((journal, recovered)) => Self::start(p, Some(journal), recovered),
             None => Self::in_memory(p),
         })
+    }
+    /// As [`MemoryLog::new`] after a reboot: only what no one else can have changed meanwhile comes back; the inodes
+    /// whose bytes stay in the journal are returned.
+    pub async fn after_reboot(mut p: Parts) -> Result<(MemoryLog, Vec<Ino>), JournalError> {
+        let Some(journal) = p.journal.take() else { return Ok((Self::in_memory(p), Vec::new())) };
+        let (journal, mut recovered) = journaled::Journaled::recover(journal)?;
+        let left = reboot::screen(&*p.sink, &mut recovered).await;
+        Ok((Self::start(p, Some(journal), recovered), left))
     }
     /// As [`MemoryLog::new`] without a journal.
     pub fn in_memory(p: Parts) -> MemoryLog {

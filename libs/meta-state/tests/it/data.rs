@@ -2,6 +2,7 @@
 
 use crate::util::*;
 use bytes::Bytes;
+use fusefs_meta_state::Outcome;
 use fusefs_types::{Extent, FsError, Ino, SessionId, Source, Time, limits, ops::*};
 
 #[test]

@@ -66,7 +66,7 @@ pub(super) fn setxattr(server: &Arc<Server>, job: Job, ino: Ino, name: &[u8], va
         0 => XattrMode::Any,
         libc::XATTR_CREATE => XattrMode::Create,
         libc::XATTR_REPLACE => XattrMode::Replace,
-        _ => return refuse(job, libc::EINVAL),
+        _ => return refuse(server, job, libc::EINVAL),
     };
     let ((vfs, rq), name, value) = (parts(server, &job), bytes(name), bytes(value));
     let work = async move { vfs.setxattr(&rq, ino, name, value, mode).await };

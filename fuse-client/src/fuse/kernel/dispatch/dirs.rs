@@ -40,7 +40,9 @@ pub(super) fn readdir(server: &Arc<Server>, job: Job, ino: Ino, args: ReadIn, pl
 
 pub(super) fn releasedir(server: &Arc<Server>, job: Job, ino: Ino, fh: u64) {
     server.vfs.releasedir(ino, fh);
-    job.reply.empty(Ok(()));
+    if job.reply.empty(Ok(())) {
+        server.vfs.replied(&job.rq);
+    }
 }
 
 pub(super) fn fsyncdir(server: &Arc<Server>, job: Job, ino: Ino) {

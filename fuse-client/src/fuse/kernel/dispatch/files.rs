@@ -76,7 +76,7 @@ pub(super) fn fallocate(server: &Arc<Server>, job: Job, ino: Ino, fh: u64, (offs
 }
 
 pub(super) fn lseek(server: &Arc<Server>, job: Job, ino: Ino, offset: i64, whence: i32) {
-    let Ok(offset) = u64::try_from(offset) else { return refuse(job, libc::ENXIO) };
+    let Ok(offset) = u64::try_from(offset) else { return refuse(server, job, libc::ENXIO) };
     let (vfs, rq) = parts(server, &job);
     let work = async move { vfs.lseek(&rq, ino, offset, whence).await };
     server.run(job, Class::Query, work, |reply, r| reply.result(r.map(long_out)));
@@ -91,7 +91,7 @@ pub(super) fn copy_file_range(server: &Arc<Server>, job: Job, ino: Ino, args: Co
 }
 
 pub(super) fn getlk(server: &Arc<Server>, job: Job, ino: Ino, lock: LockIn) {
-    let Some(locks) = server.locks.clone() else { return refuse(job, libc::EOPNOTSUPP) };
+    let Some(locks) = server.locks.clone() else { return refuse(server, job, libc::EOPNOTSUPP) };
     let rq = job.rq.clone();
     let work = async move { locks.getlk(&rq, ino, FileLock::from(lock)).await };
     server.run(job, Class::Query, work, |reply, r| {
@@ -104,7 +104,7 @@ pub(super) fn getlk(server: &Arc<Server>, job: Job, ino: Ino, lock: LockIn) {
 }
 
 pub(super) fn setlk(server: &Arc<Server>, job: Job, ino: Ino, lock: LockIn, wait: bool) {
-    let Some(locks) = server.locks.clone() else { return refuse(job, libc::EOPNOTSUPP) };
+    let Some(locks) = server.locks.clone() else { return refuse(server, job, libc::EOPNOTSUPP) };
     let rq = job.rq.clone();
     let work = async move { locks.setlk(&rq, ino, FileLock::from(lock), wait).await };
     let class = if wait { Class::Lock } else { Class::Definite };

@@ -24,8 +24,7 @@ const READY: u32 = 0x1 | 0x4 | 0x40 | 0x100;
 /// Serves a request that is answered.
 pub(super) fn dispatch(server: &Arc<Server>, job: Job, message: &Message<'_>) {
     if server.is_poisoned.load(Ordering::Acquire) {
-        job.reply.error(libc::ESTALE);
-        return;
+        return refuse(server, job, libc::ESTALE);
     }
     let ino = server.root.ino(message.header.node);
     match message.op {
@@ -66,14 +65,14 @@ pub(super) fn dispatch(server: &Arc<Server>, job: Job, message: &Message<'_>) {
         Op::Getxattr { name, size } => attrs::getxattr(server, job, ino, name, size),
         Op::Listxattr { size } => attrs::listxattr(server, job, ino, size),
         Op::Removexattr { name } => attrs::removexattr(server, job, ino, name),
-        _ => local(job, message),
+        _ => local(server, job, message),
     }
 }
 
 /// Requests that need no file system. Planned opcodes answer EOPNOTSUPP, never ENOSYS, which the kernel would remember for
 /// the life of the connection (PROTOCOL 43).
-fn local(job: Job, message: &Message<'_>) {
-    let _ = match message.op {
+fn local(server: &Server, job: Job, message: &Message<'_>) {
+    let delivered = match message.op {
         // The kernel checks (`default_permissions`) and does not ask; should it ask all the same, it has checked.
         Op::Access | Op::Destroy => job.reply.empty(Ok(())),
         Op::Poll { events } => job.reply.out(word_out(events & READY)),
@@ -84,6 +83,9 @@ fn local(job: Job, message: &Message<'_>) {
         }
         _ => job.reply.error(libc::EOPNOTSUPP),
     };
+    if delivered {
+        server.vfs.replied(&job.rq);
+    }
 }
 
 /// Serves what is not answered, or not by way of a [`super::reply::Reply`].
@@ -96,13 +98,10 @@ pub(super) fn unanswered(server: &Server, message: &Message<'_>) {
                 server.vfs.forget(server.root.ino(node));
             }
         }
-        Op::Interrupt { unique } => {
-            if !server.in_flight.interrupt(unique) {
-                // Answered already, which the kernel knows better, or another reader has just read it: the kernel sends
-                // the interrupt again if the request still waits.
-                server.link.error(header.raw_unique | UNIQUE_INTERRUPT, libc::EAGAIN);
-            }
-        }
+        Op::Interrupt { unique } if server.in_flight.interrupt(unique) => {}
+        // Answered already, which the kernel knows better, or another reader has just read it: the kernel sends the
+        // interrupt again if the request still waits.
+        Op::Interrupt { .. } => server.link.error(header.raw_unique | UNIQUE_INTERRUPT, libc::EAGAIN),
         // The process before this one died before its answer was written.
         Op::Init(_) => {
             if let Err(error) = server.link.write(&server.negotiated.reply(header.raw_unique)) {
@@ -118,8 +117,11 @@ fn parts(server: &Arc<Server>, job: &Job) -> (Arc<Vfs>, Arc<Request>) {
     (server.vfs.clone(), job.rq.clone())
 }
 
-fn refuse(job: Job, errno: i32) {
-    job.reply.error(errno);
+/// An error that needs no work.
+fn refuse(server: &Server, job: Job, errno: i32) {
+    if job.reply.error(errno) {
+        server.vfs.replied(&job.rq);
+    }
 }
 
 fn bytes(name: &[u8]) -> Bytes {

@@ -93,7 +93,7 @@ pub(super) fn rename(server: &Arc<Server>, job: Job, from: (Ino, &[u8]), to: (In
         0 => RenameMode::Replace,
         libc::RENAME_NOREPLACE => RenameMode::NoReplace,
         libc::RENAME_EXCHANGE => RenameMode::Exchange,
-        _ => return refuse(job, libc::EINVAL),
+        _ => return refuse(server, job, libc::EINVAL),
     };
     let ((vfs, rq), from, to) = (parts(server, &job), (from.0, bytes(from.1)), (to.0, bytes(to.1)));
     let work = async move { vfs.rename(&rq, from, to, mode).await };

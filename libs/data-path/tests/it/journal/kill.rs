@@ -213,7 +213,7 @@ impl World {
     }
     fn cx(&self, ino: usize, resent: bool) -> WriteContext {
         let trunc_seq = self.life.sink.attr(INOS[ino]).map_or(0, |a| a.trunc_seq);
-        WriteContext { trunc_seq, kill_priv: false, unique: self.n * 2, resent }
+        WriteContext { trunc_seq, unique: self.n * 2, resent, ..WriteContext::default() }
     }
     /// Executes an operation as the vfs would. `executed`: the cluster did its part for an earlier client process.
     async fn execute(&self, op: &Op, data: &[u8], resent: bool, executed: &mut bool) {

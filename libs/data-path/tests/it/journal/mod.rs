@@ -3,6 +3,7 @@
 mod bench;
 mod damage;
 mod kill;
+mod reboot;
 mod ring;
 mod tools;
 
@@ -10,7 +11,7 @@ use crate::rig::TestClock;
 use async_trait::async_trait;
 use fusefs_data_path::{
     DataPath, ExtentMap, MetaSink, Settings,
-    journal::{Journal, JournalError, JournalSettings, Storage},
+    journal::{Journal, JournalError, JournalSettings, Mode, Storage},
     object::{MemoryStore, ObjectStore},
     testing::ModelSink,
 };
@@ -229,6 +230,24 @@ impl Life {
     pub fn kill(&mut self) {
         self.disk.kill();
         self.restart().expect("restart");
+    }
+}
+
+impl Life {
+    /// The machine comes back from a crash that left this of its files. Returns the inodes whose bytes stay behind.
+    pub async fn reboot(&mut self, image: Vec<Vec<u8>>) -> Vec<Ino> {
+        self.disk = Disk::from(image);
+        let journal = self.disk.open().expect("open");
+        let incarnation = journal.begin_incarnation(BOOT + 1).expect("begin");
+        self.sink.restart(incarnation);
+        let mortal = Arc::new(Mortal { sink: self.sink.clone(), disk: self.disk.clone() });
+        let journal = JournalSettings { mode: Mode::Prefix, ..JournalSettings::new(journal) };
+        let owner = (SessionId(0xfeed), incarnation);
+        let (store, clock, settings) = (self.store.clone(), self.clock.clone(), self.settings.clone());
+        let started = DataPath::after_reboot(store, mortal, clock, owner, settings, journal).await;
+        let (path, left) = started.expect("what can be read is taken");
+        self.path = path;
+        left
     }
 }
 
