@@ -257,9 +257,7 @@ fn after_the_death_of_everybody_the_next_mount_detaches_the_dead_one() -> Result
         }
     }
     stack.clients[0].child.kill();
-    eventually(SOON, || {
-        Ok(fs::metadata(stack.at(0)).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN)))
-    })?;
+    eventually(SOON, || Ok(fs::metadata(stack.at(0)).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))))?;
     drop(app);
     stack.clients[0].start()?;
     wait_complete(&stack.clients[0])?;

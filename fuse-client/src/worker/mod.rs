@@ -175,7 +175,8 @@ impl Worker {
         serving.close_timeout = settings.data.close_timeout;
         serving.locks = Some(vfs.clone());
         let runtime = tokio::runtime::Handle::current();
-        let serving = serve(self.device()?, init, resumed, vfs.clone(), runtime.clone(), serving)
+        let ask_again = resumed && !planted("no-resend");
+        let serving = serve(self.device()?, init, ask_again, vfs.clone(), runtime.clone(), serving)
             .map_err(step("serving the kernel"))?;
         vfs.set_kernel_caches(Arc::new(serving.notifier()));
         self.steps.reached(Step::Resend);
@@ -353,6 +354,12 @@ impl Worker {
         }
         self.finish(EndRecord { unflushed: self.files.pending(), poisoned: true })
     }
+}
+
+/// A bug for tests of the tests (`FUSEFS_PLANT`): never in a release build.
+fn planted(bug: &str) -> bool {
+    let list = std::env::var_os("FUSEFS_PLANT").filter(|_| cfg!(debug_assertions)).unwrap_or_default();
+    list.to_string_lossy().split(',').any(|b| b == bug)
 }
 
 /// Refusals of a session after which no retry helps.

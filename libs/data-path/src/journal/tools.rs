@@ -115,7 +115,8 @@ pub fn export(files: &[File], dir: &Path) -> Result<Summary, JournalError> {
         header.mount, header.session, header.attach, header.incarnation
     );
     for (ino, pending) in &recovered.pending {
-        let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(format!("ino-{}", ino.0)))?;
+        let out =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(format!("ino-{}", ino.0)))?;
         for w in &pending.writes {
             out.write_all_at(&w.bytes, w.offset)?;
             let mtime = w.mtime.map_or("-".into(), |t| t.0.to_string());

@@ -168,7 +168,9 @@ impl Shared {
         if !self.fenced.swap(true, Ordering::AcqRel) {
             match &self.journal {
                 None => tracing::error!("the session was ended by the cluster; uncommitted data is lost"),
-                Some(_) => tracing::error!("the session was ended by the cluster; uncommitted data stays in the journal"),
+                Some(_) => {
+                    tracing::error!("the session was ended by the cluster; uncommitted data stays in the journal")
+                }
             }
         }
         let files: Vec<Arc<File>> = self.files.lock().values().cloned().collect();

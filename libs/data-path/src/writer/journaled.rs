@@ -5,8 +5,8 @@ use super::{
     file::{File, Sending, Stamp, State},
 };
 use crate::journal::{
-    Append, Class, Journal, JournalError, JournalSettings, Kind, Outcome, Place, Record, Recovered, ReplayStats,
-    encode_commit, LOW_SEGMENTS,
+    Append, Class, Journal, JournalError, JournalSettings, Kind, LOW_SEGMENTS, Outcome, Place, Record, Recovered,
+    ReplayStats, encode_commit,
 };
 use bytes::Bytes;
 use fusefs_types::{FsError, Hlc, Ino, Time};
@@ -124,7 +124,11 @@ impl Shared {
         // One line for the first waiter and then now and then: with many writers there are many waits.
         if first && waits.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOG_EVERY) {
             let free = j.journal.free_segments();
-            tracing::warn!(free, dirty = self.dirty.load(Ordering::Relaxed), "the journal is full: writers wait for commits");
+            tracing::warn!(
+                free,
+                dirty = self.dirty.load(Ordering::Relaxed),
+                "the journal is full: writers wait for commits"
+            );
         }
     }
 

@@ -121,7 +121,13 @@ impl World {
                 });
                 let latency_max = Duration::from_millis(u64::from(*sink));
                 let (refused, lost_replies, use_object) = (*sink, *sink, *sink);
-                self.rig.sink.faults(SinkFaults { refused, lost_replies, use_object, latency_max, ..SinkFaults::default() });
+                self.rig.sink.faults(SinkFaults {
+                    refused,
+                    lost_replies,
+                    use_object,
+                    latency_max,
+                    ..SinkFaults::default()
+                });
             }
         }
         let attr = self.rig.sink.attr(F).expect("attr");

@@ -240,7 +240,8 @@ async fn appends_get_their_offset_from_the_partition() {
     assert_eq!((at, attr.size), (150, 150 + (9 << 20)));
     assert_eq!((r.sink.count("append"), puts(&r)), (2, 3), "big: objects of 4 MiB and one command");
     let other = r.cold();
-    let (a, b) = tokio::join!(r.path.append(F, body(10, 4).into(), fresh_op()), other.append(F, body(10, 5).into(), fresh_op()));
+    let (a, b) =
+        tokio::join!(r.path.append(F, body(10, 4).into(), fresh_op()), other.append(F, body(10, 5).into(), fresh_op()));
     assert_ne!(a.expect("append").0, b.expect("append").0, "two clients never overlap");
     assert!(r.path.read(F, 150, 9 << 20).await.expect("read") == big);
 }

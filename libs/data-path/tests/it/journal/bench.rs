@@ -73,11 +73,15 @@ fn journal_costs() {
             let journal = Journal::open(files).expect("open");
             journal.begin_incarnation(BOOT).expect("begin");
             let logged = JournalSettings::new(journal);
-            let path = DataPath::with_journal(store.clone(), sink.clone(), clock.clone(), owner, settings.clone(), logged);
+            let path =
+                DataPath::with_journal(store.clone(), sink.clone(), clock.clone(), owner, settings.clone(), logged);
             let path = path.expect("data path");
             for turn in ["first", "again"] {
                 let (cpu, wall) = measure(&path, size, n / 2);
-                println!("{size:>8} bytes, {:>8} {turn}: {cpu:7.2} us CPU {wall:7.2} us wall per write", dir.path().parent().and_then(|p| p.to_str()).unwrap_or("?"));
+                println!(
+                    "{size:>8} bytes, {:>8} {turn}: {cpu:7.2} us CPU {wall:7.2} us wall per write",
+                    dir.path().parent().and_then(|p| p.to_str()).unwrap_or("?")
+                );
             }
         }
     }

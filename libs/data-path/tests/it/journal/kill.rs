@@ -309,7 +309,11 @@ impl World {
             };
             if seen != self.model[i] {
                 let first = seen.iter().zip(&self.model[i]).position(|(a, b)| a != b);
-                panic!("after {op:?}: file {i} has {} bytes instead of {}, first difference at {first:?}", seen.len(), self.model[i].len());
+                panic!(
+                    "after {op:?}: file {i} has {} bytes instead of {}, first difference at {first:?}",
+                    seen.len(),
+                    self.model[i].len()
+                );
             }
             let attr = self.life.sink.attr(INOS[i]).expect("attr");
             let dirty = self.life.path.dirty_attr(INOS[i]);

@@ -21,10 +21,7 @@ use fusefs_types::{
     ops::{Append, CommitFile},
 };
 use parking_lot::Mutex;
-use std::{
-    io,
-    sync::Arc,
-};
+use std::{io, sync::Arc};
 use tokio::sync::Notify;
 
 pub const MOUNT: MountId = MountId(0xabcd);

@@ -104,7 +104,9 @@ async fn a_full_journal_makes_writers_wait_and_loses_nothing() {
     let mut r = Ring::new(4);
     r.faulty.set(|p| p.outage = Some(StoreError::Unreachable("down".into())));
     let mut acknowledged = 0u64;
-    while let Ok(done) = timeout(Duration::from_secs(60), r.write(A, acknowledged * 20_000, body(20_000, acknowledged as u8))).await {
+    while let Ok(done) =
+        timeout(Duration::from_secs(60), r.write(A, acknowledged * 20_000, body(20_000, acknowledged as u8))).await
+    {
         done.expect("write");
         acknowledged += 1;
         assert!(acknowledged < 20, "the journal is bounded");
@@ -154,7 +156,11 @@ async fn a_failing_disk_makes_writes_synchronous() {
         assert_eq!(r.content(B), body(10, 3));
         assert!(r.life.path.try_write(B, 0, &Bytes::from_static(b"x"), WriteContext::default()).is_none());
         let cx = WriteContext::default();
-        r.life.path.commit_pieces(A, vec![fusefs_types::ops::Piece::Hole { offset: 0, len: 100 }], 0, cx).await.expect("punch");
+        r.life
+            .path
+            .commit_pieces(A, vec![fusefs_types::ops::Piece::Hole { offset: 0, len: 100 }], 0, cx)
+            .await
+            .expect("punch");
         want[..100].fill(0);
         r.life.disk.repair();
         r.life.disk.kill();
@@ -183,7 +189,10 @@ async fn a_failing_disk_waits_for_what_was_acknowledged_before() {
     r.life.disk.fail(false);
     let write = r.write(B, 0, body(10, 2));
     tokio::pin!(write);
-    assert!(timeout(Duration::from_secs(600), &mut write).await.is_err(), "nothing new while old bytes are only in memory");
+    assert!(
+        timeout(Duration::from_secs(600), &mut write).await.is_err(),
+        "nothing new while old bytes are only in memory"
+    );
     r.faulty.set(|p| p.outage = None);
     timeout(Duration::from_secs(60), write).await.expect("goes on").expect("write");
     assert_eq!((r.content(A), r.content(B)), (body(50_000, 1), body(10, 2)));
