@@ -69,6 +69,16 @@ impl Stack {
 
     /// The same with environment variables for every server (shortened graces and the like).
     pub fn start_with(shape: Shape, env: &[(&str, &str)]) -> Result<Stack> {
+        Stack::start_behind(shape, env, |s3| Ok(s3.to_owned()))
+    }
+
+    /// The same with something between the cluster and the store: `front` gets the store's endpoint and answers the one
+    /// that the cluster is told.
+    pub fn start_behind(
+        shape: Shape,
+        env: &[(&str, &str)],
+        front: impl FnOnce(&str) -> Result<String>,
+    ) -> Result<Stack> {
         let tmp = scratch()?;
         let dir = ClusterDir::open(&tmp.path().join("cluster"), shape)?;
         let buckets = tmp.path().join("s3");
@@ -81,7 +91,7 @@ impl Stack {
         let mut servers = ProcessCluster::new(&dir, &program, &all)?;
         servers.start()?;
         let stack = Stack { clients: Vec::new(), servers, dir, s3, program, _tmp: tmp };
-        stack.fusefs(&["store", "add", "main", &format!("{}/{BUCKET}", stack.s3.endpoint)])?;
+        stack.fusefs(&["store", "add", "main", &format!("{}/{BUCKET}", front(&stack.s3.endpoint)?)])?;
         Ok(stack)
     }
 
@@ -113,7 +123,7 @@ impl Stack {
     }
 
     /// Environment of a command-line call against this cluster.
-    fn env(&self) -> [(&'static str, String); 2] {
+    pub fn env(&self) -> [(&'static str, String); 2] {
         [
             ("FUSEFS_MASTER", self.dir.master_addrs().join(",")),
             ("FUSEFS_TOKEN_FILE", self.dir.token_file().display().to_string()),

@@ -3,8 +3,17 @@
 
 use anyhow::{Context, Result, ensure};
 use fusefs_chaos_tests::stack::{Client, Stack, eventually, is_mounted};
-use fusefs_fuse_client::{supervise::Processes, worker::STEPS};
-use fusefs_local_cluster::Shape;
+use fusefs_fuse_client::{
+    keeper::{Channel, Item, protocol::ITEM_BYTES_MAX},
+    supervise::Processes,
+    worker::STEPS,
+};
+use fusefs_local_cluster::{Shape, SystemRng};
+use fusefs_meta_client::{GrpcTransport, MasterClient, Settings};
+use fusefs_types::{
+    auth::ClusterToken,
+    cluster::{MasterCall, MasterReply},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -248,9 +257,7 @@ fn after_the_death_of_everybody_the_next_mount_detaches_the_dead_one() -> Result
         }
     }
     stack.clients[0].child.kill();
-    eventually(SOON, || {
-        Ok(fs::metadata(stack.at(0)).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN)))
-    })?;
+    eventually(SOON, || Ok(fs::metadata(stack.at(0)).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))))?;
     drop(app);
     stack.clients[0].start()?;
     wait_complete(&stack.clients[0])?;
@@ -369,4 +376,189 @@ fn open_files_survive_a_lazy_unmount_and_a_kill() -> Result<()> {
     drop(file);
     eventually(SOON, || Ok((0..3).all(|i| pid(&client.processes(), i).is_none())))
         .with_context(|| client.child.log_tail())
+}
+
+/// A keeper alone.
+struct Keeper {
+    child: std::process::Child,
+    socket: std::path::PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn keeper() -> Result<Keeper> {
+    let dir = fusefs_chaos_tests::stack::scratch()?;
+    let socket = dir.path().join("keeper.sock");
+    let child = Command::new(fusefs_chaos_tests::stack::program()?)
+        .args(["keeper", "--socket"])
+        .arg(&socket)
+        .stdin(std::process::Stdio::null())
+        .spawn()?;
+    let keeper = Keeper { child, socket, _dir: dir };
+    eventually(SOON, || Ok(Channel::connect(&keeper.socket).is_ok()))?;
+    Ok(keeper)
+}
+
+#[test]
+fn the_keeper_keeps_what_it_confirmed_and_survives_rubbish() -> Result<()> {
+    use std::os::fd::AsFd;
+    let keeper = keeper()?;
+    let channel = Channel::connect(&keeper.socket)?;
+    let file = tempfile::tempfile()?;
+    file.write_all_at(b"through the keeper", 0)?;
+    channel.put("fuse", &Item { bytes: b"x".to_vec(), fd: Some(file.into()) })?;
+    channel.put("init", &Item { bytes: vec![7; ITEM_BYTES_MAX], fd: None })?;
+    // Whatever strangers say costs them their connection and nothing else.
+    let mut seed = 20_261_121_u64;
+    for round in 0..500 {
+        let bad = fusefs_fuse_client::keeper::sys::connect_to(&keeper.socket)?;
+        let mut bytes = Vec::new();
+        for _ in 0..round % 70 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            bytes.push((seed >> 33) as u8);
+        }
+        if round % 2 == 0 && !bytes.is_empty() {
+            bytes[0] = fusefs_fuse_client::keeper::protocol::VERSION;
+        }
+        let other = tempfile::tempfile()?;
+        let fds = vec![other.as_fd(); round % 7];
+        let _ = fusefs_fuse_client::keeper::sys::send(bad.as_fd(), &bytes, &fds);
+    }
+    let long = fusefs_fuse_client::keeper::sys::connect_to(&keeper.socket)?;
+    let _ = fusefs_fuse_client::keeper::sys::send(long.as_fd(), &vec![1; 100_000], &[]);
+    let open = || Ok::<_, std::io::Error>(fs::read_dir(format!("/proc/{}/fd", keeper.child.id()))?.count());
+    eventually(SOON, || Ok(open()? < 16)).with_context(|| format!("{:?} fds are open", open()))?;
+    let item = channel.get("fuse")?.context("gone")?;
+    let mut text = [0; 18];
+    fs::File::from(item.fd.context("no fd")?).read_exact_at(&mut text, 0)?;
+    ensure!(item.bytes == b"x" && &text == b"through the keeper");
+    ensure!(channel.get("init")?.is_some_and(|i| i.bytes == vec![7; ITEM_BYTES_MAX]));
+    ensure!(channel.get("nothing")?.is_none());
+    channel.remove("init")?;
+    ensure!(channel.list()? == ["fuse"]);
+    channel.end()?;
+    Ok(())
+}
+
+#[test]
+fn the_keeper_starts_again_what_it_watches() -> Result<()> {
+    use std::os::fd::AsFd;
+    let keeper = keeper()?;
+    let channel = Channel::connect(&keeper.socket)?;
+    let marker = keeper.socket.with_file_name("started");
+    let mut watched = Command::new("sleep").arg("1000").spawn()?;
+    let pidfd = fusefs_fuse_client::keeper::sys::pidfd(watched.id())?;
+    let exe = fusefs_fuse_client::keeper::sys::executable(Path::new("/bin/sh"))?;
+    let args = ["-c".into(), format!("echo $$ >> {}", marker.display()).into()];
+    channel.watch(pidfd.as_fd(), exe.as_fd(), None, &args)?;
+    ensure!(!marker.exists());
+    watched.kill()?;
+    watched.wait()?;
+    // It ends at once, so it is started again and again, more and more slowly.
+    eventually(SOON, || Ok(fs::read_to_string(&marker).is_ok_and(|t| t.lines().count() >= 3)))?;
+    channel.end()?;
+    Ok(())
+}
+
+/// Ends the sessions of a volume, as an administrator or the volume's time-out does.
+fn revoke_all(stack: &Stack, volume: &str) -> Result<()> {
+    let token = ClusterToken::new(&fs::read(stack.dir.token_file())?).map_err(|_| anyhow::anyhow!("token"))?;
+    let (transport, rng) = (Arc::new(GrpcTransport::new()), Arc::new(SystemRng));
+    let masters = MasterClient::new(Settings::new(stack.dir.master_addrs(), token.credential()), transport, rng);
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let call = |c| async { masters.call(c).await.map_err(|r| anyhow::anyhow!("{}", r.message)) };
+        let MasterReply::Volume(volume) = call(MasterCall::GetVolume(volume.into())).await? else {
+            anyhow::bail!("no volume")
+        };
+        let MasterReply::Sessions(sessions) = call(MasterCall::ListSessions(volume.id)).await? else {
+            anyhow::bail!("no list")
+        };
+        ensure!(!sessions.is_empty());
+        for s in sessions {
+            call(MasterCall::RevokeSession(s.session)).await?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_mount_whose_session_has_ended_answers_estale_and_unmounts() -> Result<()> {
+    let stack = stack("fenced", &[], &[])?;
+    let client = &stack.clients[0];
+    fs::write(stack.at(0).join("f"), b"closed")?;
+    revoke_all(&stack, "fenced")?;
+    sigkill(wait_complete(client)?.client)?;
+    eventually(SOON, || {
+        let open = fs::File::open(stack.at(0).join("f"));
+        Ok(open.is_err_and(|e| e.raw_os_error() == Some(libc::ESTALE)))
+    })
+    .with_context(|| client.child.log_tail())?;
+    // Nothing hangs, and a client that is killed now only says the same again.
+    sigkill(wait_complete(client)?.client)?;
+    let again = fs::metadata(stack.at(0).join("f"));
+    ensure!(again.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ESTALE)), "{again:?}");
+    ends_cleanly(&stack, 0)
+}
+
+#[test]
+fn data_that_was_not_synced_survives_the_death_of_everybody() -> Result<()> {
+    let mut stack = stack("left", &[], &[])?;
+    let mut file = fs::File::create(stack.at(0).join("f"))?;
+    file.write_all(&[1; 100_000])?;
+    let p = wait_complete(&stack.clients[0])?;
+    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+        for pid in [p.client, p.supervisor, p.keeper].into_iter().flatten() {
+            kill(Pid::from_raw(pid as i32), signal)?;
+        }
+    }
+    stack.clients[0].child.kill();
+    drop(file);
+    stack.clients[0].start()?;
+    wait_complete(&stack.clients[0])?;
+    ensure!(fs::read(stack.at(0).join("f"))? == vec![1; 100_000], "{}", stack.clients[0].child.log_tail());
+    ends_cleanly(&stack, 0)
+}
+
+#[test]
+fn a_journal_of_an_ended_session_is_put_aside_and_can_be_replayed() -> Result<()> {
+    let mut stack = stack("parked", &[], &[])?;
+    fs::write(stack.at(0).join("f"), vec![1; 200_000])?;
+    let file = fs::File::options().write(true).open(stack.at(0).join("f"))?;
+    file.write_all_at(&[2; 100_000], 50_000)?;
+    let p = wait_complete(&stack.clients[0])?;
+    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+        for pid in [p.client, p.supervisor, p.keeper].into_iter().flatten() {
+            kill(Pid::from_raw(pid as i32), signal)?;
+        }
+    }
+    stack.clients[0].child.kill();
+    drop(file);
+    revoke_all(&stack, "parked")?;
+    stack.clients[0].start()?;
+    wait_complete(&stack.clients[0])?;
+    ensure!(fs::read(stack.at(0).join("f"))? == vec![1; 200_000], "{}", stack.clients[0].child.log_tail());
+    let parked = fs::read_dir(stack.state_dir(0))?
+        .flatten()
+        .map(|e| e.path())
+        .find(|p| p.display().to_string().contains("parked-"))
+        .context("nothing was put aside")?;
+    let parked = parked.to_str().context("path")?.to_owned();
+    print!("{}", stack.fusefs(&["journal", "list", &parked])?);
+    let target = stack.tmp().join("rescued");
+    stack.fusefs(&["journal", "export", &parked, target.to_str().context("path")?])?;
+    ensure!(fs::read_dir(&target)?.count() == 2, "one file and the list");
+    print!("{}", stack.fusefs(&["journal", "replay", &parked, "parked", "--yes"])?);
+    let mut want = vec![1; 200_000];
+    want[50_000..150_000].fill(2);
+    eventually(SOON, || Ok(fs::read(stack.at(0).join("f"))? == want))?;
+    ensure!(stack.fusefs(&["journal", "list", &parked])?.contains("nothing is pending"));
+    stack.fusefs(&["umount", stack.at(0).to_str().context("path")?])?;
+    Ok(())
 }

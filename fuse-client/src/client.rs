@@ -8,7 +8,10 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use fusefs_data_path::journal::{JournalError, JournalSettings};
+use fusefs_data_path::{
+    DataPath, ObjectStore,
+    journal::{JournalError, JournalSettings},
+};
 use fusefs_meta_client::{Components, MetaClient, Settings as MetaSettings};
 use fusefs_types::{
     Clock, FsError, FsResult, Ino, SessionId, Token,
@@ -191,14 +194,12 @@ pub struct Kept {
     pub journal: Option<JournalSettings>,
 }
 
-/// The file system of a session. Must be called inside a tokio runtime.
-pub fn file_system(
+/// What a session's grant says about the file system.
+fn granted(
     settings: &ClientSettings,
-    meta: &Arc<MetaClient>,
-    clock: Arc<dyn Clock>,
+    meta: &MetaClient,
     attach: Attach,
-    kept: Kept,
-) -> Result<Arc<Vfs>, ClientError> {
+) -> Result<(VfsSettings, Arc<dyn ObjectStore>, fusefs_data_path::Settings), ClientError> {
     let grant = meta.grant();
     let store = fusefs_data_path::object::open(&grant.store, &grant.credentials)?;
     let mut vfs_settings = VfsSettings::new(attach.mount, grant.root);
@@ -211,12 +212,39 @@ pub fn file_system(
     vfs_settings.resumed = attach.token.incarnation.0 > 1;
     let mut data = settings.data.clone();
     data.conditional_put = grant.store.probe.iter().any(|c| c.name.starts_with("conditional") && c.ok);
-    let owner = (grant.session, grant.token.incarnation);
+    Ok((vfs_settings, store, data))
+}
+
+/// The file system of a session. Must be called inside a tokio runtime.
+pub fn file_system(
+    settings: &ClientSettings,
+    meta: &Arc<MetaClient>,
+    clock: Arc<dyn Clock>,
+    attach: Attach,
+    kept: Kept,
+) -> Result<Arc<Vfs>, ClientError> {
+    let (vfs_settings, store, data) = granted(settings, meta, attach)?;
+    let owner = (meta.grant().session, meta.grant().token.incarnation);
     let remote = Arc::new(Remote(meta.clone()));
     Ok(Arc::new(match kept.journal {
         None => Vfs::with_handles(vfs_settings, remote, store, data, clock, owner, kept.handles),
         Some(journal) => Vfs::with_journal(vfs_settings, remote, store, data, clock, owner, kept.handles, journal)?,
     }))
+}
+
+/// The data path over a journal of an earlier boot, nothing else; see [`DataPath::after_reboot`]. Answers the inodes that
+/// others have changed since, too.
+pub async fn after_reboot(
+    settings: &ClientSettings,
+    meta: &Arc<MetaClient>,
+    clock: Arc<dyn Clock>,
+    attach: Attach,
+    journal: JournalSettings,
+) -> Result<(Arc<DataPath>, Vec<Ino>), ClientError> {
+    let (vfs_settings, store, data) = granted(settings, meta, attach)?;
+    let owner = (meta.grant().session, meta.grant().token.incarnation);
+    let remote = Arc::new(Remote(meta.clone()));
+    Ok(Vfs::after_reboot(&vfs_settings, remote, store, data, clock, owner, journal).await?)
 }
 
 impl Client {

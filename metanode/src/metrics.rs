@@ -34,10 +34,12 @@ impl Metanode {
             line("raft_read_rounds_total", raft.read_rounds);
             line("raft_lease_reads_total", raft.lease_reads);
             line("raft_checkpoints_total", raft.checkpoints);
-            let (usage, locks, blob) = hosted.group.read(|m| {
-                let (usage, locks) = m.partition().map(|p| (p.usage(), p.file_locks())).unwrap_or_default();
-                (usage, locks, m.blob_usage())
+            let (usage, locks, repeated, blob) = hosted.group.read(|m| {
+                let p = m.partition().ok();
+                let (usage, locks) = p.map(|p| (p.usage(), p.file_locks())).unwrap_or_default();
+                (usage, locks, p.map_or(0, |p| p.repeated()), m.blob_usage())
             });
+            line("replies_repeated_total", repeated);
             line("partition_operations", usage.operations);
             line("partition_transactions", usage.transactions);
             line("partition_inodes", usage.inodes);

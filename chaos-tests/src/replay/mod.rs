@@ -10,7 +10,10 @@
 pub mod cli;
 pub mod io;
 pub mod jobs;
+pub mod mounted;
+pub mod nemesis;
 pub mod plant;
+pub mod proxy;
 pub mod record;
 pub mod shadow;
 pub mod work;

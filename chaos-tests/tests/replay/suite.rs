@@ -1,6 +1,10 @@
 //! The runner: like the standard one, but this executable is also the workload process.
 
+mod controls;
+mod kills;
 mod oracle;
+mod outages;
+mod world;
 
 use anyhow::Result;
 use fusefs_chaos_tests::replay::{cli, now_ns};
@@ -19,6 +23,24 @@ const TESTS: &[Test] = tests! {
     oracle::every_planted_corruption_is_caught,
     oracle::every_change_of_the_tree_is_caught,
     oracle::the_workload_is_clean_on_a_quiet_mount,
+    kills::a_hundred_kills_are_pauses_when_the_kernel_resends,
+    kills::a_hundred_kills_are_pauses_with_request_slots,
+    kills::every_step_of_a_resume_may_be_the_last,
+    kills::every_step_of_a_resume_from_slots_may_be_the_last,
+    kills::the_keeper_may_be_killed,
+    kills::the_supervisor_may_be_killed,
+    kills::keeper_and_client_may_be_killed_in_turn,
+    kills::upgrades_under_load_are_pauses,
+    kills::an_application_in_a_private_mount_namespace_notices_nothing,
+    kills::nothing_is_left_of_killed_processes,
+    outages::a_leader_and_the_client_may_die_together,
+    outages::ten_seconds_without_the_store_are_a_pause,
+    outages::past_the_close_timeout_each_close_fails_once_and_nothing_is_lost,
+    outages::a_client_that_was_stopped_past_its_lease_goes_on,
+    outages::blocked_applications_can_be_killed,
+    outages::a_fenced_mount_answers_estale_and_unmounts,
+    controls::without_dedupe_applications_see_errors,
+    controls::without_resend_applications_hang,
 };
 
 /// Seed of this run: `FUSEFS_REPLAY_SEED`, or a fixed one per test.

@@ -53,7 +53,9 @@ pub fn from_mount_helper(args: &[String]) -> Result<Vec<String>> {
             None if FLAGS.contains(&o.as_str()) => out.push(format!("--{}", o.replace('_', "-"))),
             None if IGNORED.contains(&o.as_str()) => {}
             _ if o.starts_with("x-") || o.starts_with("comment=") => {}
-            _ => bail!("mount.fusefs: unknown option `{o}`; known are ro, {}, {}=", FLAGS.join(", "), VALUES.join("=, ")),
+            _ => {
+                bail!("mount.fusefs: unknown option `{o}`; known are ro, {}, {}=", FLAGS.join(", "), VALUES.join("=, "))
+            }
         }
     }
     Ok(out)

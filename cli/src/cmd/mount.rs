@@ -260,7 +260,10 @@ pub fn upgrade(a: &UpgradeArgs) -> Result<()> {
     use fusefs_fuse_client::{fuse::untouched_point, supervise};
     let point = untouched_point(&a.mountpoint);
     let runtime = supervise::dirs::find(&point).pop().with_context(|| {
-        format!("{} is no mount of this user with a keeper; `fusefs mount` without --no-keeper makes one", point.display())
+        format!(
+            "{} is no mount of this user with a keeper; `fusefs mount` without --no-keeper makes one",
+            point.display()
+        )
     })?;
     let binary = a.binary.clone().map_or_else(std::env::current_exe, Ok)?;
     let before = supervise::processes(&runtime).client;

@@ -58,13 +58,8 @@ pub fn client(a: &PartArgs) -> Result<ExitCode> {
     };
     let mount: MountArgs = serde_json::from_slice(worker.spec()).context("options of the mount")?;
     let credential = credential(mount.cluster.token_file.as_deref())?;
-    let settings = mount::settings(
-        &mount.volume,
-        &mount.mountpoint,
-        mount.cluster.master.clone(),
-        credential,
-        &mount.options,
-    );
+    let settings =
+        mount::settings(&mount.volume, &mount.mountpoint, mount.cluster.master.clone(), credential, &mount.options);
     match super::runtime()?.block_on(worker.serve(&settings, components())) {
         Ok(_) => Ok(ExitCode::SUCCESS),
         Err(e) => Ok(failed(&e, &format!("mounting {} at {}", mount.volume, mount.mountpoint.display()))),

@@ -45,11 +45,26 @@ pub async fn metanode(a: MetanodeArgs) -> Result<()> {
         .list("masters", &a.master)
         .path("cluster_token_file", a.token_file.as_deref())
         .set("host", a.host);
-    let settings: fusefs_metanode::Settings = settings(a.config.as_deref(), METANODE_ENV, flags.table())?;
+    let mut settings: fusefs_metanode::Settings = settings(a.config.as_deref(), METANODE_ENV, flags.table())?;
+    plant(&mut settings);
     let components = fusefs_metanode::ServerComponents { clock: Arc::new(SystemClock), rng: Arc::new(SystemRng) };
     let server = fusefs_metanode::Server::bind(settings, components).await?;
     server.run(shutdown(a.exit_with_parent)).await?;
     Ok(())
+}
+
+/// Bugs for tests of the tests (`FUSEFS_PLANT=no-dedupe,no-fence,no-clip`): never in a release build.
+fn plant(settings: &mut fusefs_metanode::Settings) {
+    let Some(list) = std::env::var_os("FUSEFS_PLANT").filter(|_| cfg!(debug_assertions)) else { return };
+    let state = &mut settings.planted.state;
+    for bug in list.to_string_lossy().split(',') {
+        match bug {
+            "no-dedupe" => state.no_dedupe = true,
+            "no-fence" => state.no_fence = true,
+            "no-clip" => state.no_clip = true,
+            _ => {}
+        }
+    }
 }
 
 /// Resolves at SIGTERM, SIGINT or, when asked for, the end of standard input (the parent died).

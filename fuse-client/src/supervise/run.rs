@@ -417,6 +417,9 @@ impl Supervisor {
 
     fn note_death(&self, client: &Client, status: Option<ExitStatus>) {
         let how = status.map_or_else(|| "unknown".into(), |s| s.to_string());
+        if self.end_record().is_some() {
+            return tracing::debug!(pid = client.process.pid, %how, "the client ended");
+        }
         tracing::warn!(pid = client.process.pid, phase = ?client.phase, %how, "the client ended");
     }
 

@@ -187,6 +187,22 @@ impl Vfs {
         Ok(Self::over(settings, meta, data, clock, (inodes, open), (owner.0, close_timeout)))
     }
 
+    /// The data path that a file system over a journal of an earlier boot would have, for writing what is in the journal;
+    /// see [`DataPath::after_reboot`].
+    pub async fn after_reboot(
+        settings: &Settings,
+        meta: Arc<dyn Meta>,
+        store: Arc<dyn ObjectStore>,
+        data_settings: fusefs_data_path::Settings,
+        clock: Arc<dyn Clock>,
+        owner: (SessionId, Incarnation),
+        journal: JournalSettings,
+    ) -> Result<(Arc<DataPath>, Vec<Ino>), JournalError> {
+        let inodes = Arc::new(InodeCache::new(settings.inodes));
+        let sink = Arc::new(Sink::new(settings, meta, inodes, clock.clone()));
+        DataPath::after_reboot(store, sink, clock, owner, data_settings, journal).await
+    }
+
     fn over(
         settings: Settings,
         meta: Arc<dyn Meta>,

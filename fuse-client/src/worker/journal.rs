@@ -2,7 +2,7 @@
 //! the volume first (PROTOCOL 40, 41).
 
 use super::WorkerError;
-use crate::client::{Attach, ClientError, ClientSettings, Kept, file_system, open_session};
+use crate::client::{Attach, ClientError, ClientSettings, Kept, after_reboot, file_system, open_session};
 use fusefs_data_path::journal::{Header, Journal, JournalError, JournalSettings, Mode, Storage, inspect};
 use fusefs_meta_client::Components;
 use fusefs_types::{
@@ -52,6 +52,11 @@ impl Files {
             Journal::lock(first)?;
         }
         Ok(Files(files))
+    }
+
+    /// The files.
+    pub fn files(self) -> &'static [File] {
+        self.0
     }
 
     fn open(self) -> Result<Journal, JournalError> {
@@ -142,19 +147,30 @@ pub async fn replay(
     let attach = Attach { mount: header.mount, session, token };
     let clock = components.clock.clone();
     let meta = open_session(settings, components, attach).await?;
-    let kept = Kept { journal: Some(JournalSettings { mode, ..JournalSettings::new(journal) }), ..Kept::default() };
-    let vfs = file_system(settings, &meta, clock, attach, kept)?;
-    vfs.resumed(); // the kernel that would send requests again is gone
-    let bytes = vfs.data().replayed().bytes;
-    let end = vfs.data().shutdown(settings.flush_timeout).await;
-    if end.unflushed > 0 {
-        let error = io::Error::other(format!("{} bytes could not be written to the object store", end.unflushed));
-        return Err(ClientError::Journal(JournalError::Io(error)));
+    let journal = JournalSettings { mode, ..JournalSettings::new(journal) };
+    let (data, left) = match mode {
+        Mode::Prefix => after_reboot(settings, &meta, clock, attach, journal).await?,
+        Mode::SameBoot => {
+            let kept = Kept { journal: Some(journal), ..Kept::default() };
+            let vfs = file_system(settings, &meta, clock, attach, kept)?;
+            vfs.resumed(); // the kernel that would send requests again is gone
+            (vfs.data().clone(), Vec::new())
+        }
+    };
+    let bytes = data.replayed().bytes;
+    let end = data.shutdown(settings.flush_timeout).await;
+    if end.unflushed > 0 || !left.is_empty() {
+        let text = format!(
+            "{} bytes could not be written to the object store, {} files were changed by others since",
+            end.unflushed,
+            left.len()
+        );
+        return Err(ClientError::Journal(JournalError::Io(io::Error::other(text))));
     }
-    if let Some(journal) = vfs.data().journal() {
+    if let Some(journal) = data.journal() {
         journal.make_void().map_err(JournalError::Io)?;
     }
-    if let Err(refusal) = meta.close(end.leftovers).await
+    if let Err(refusal) = meta.close(end.leftovers.max(1)).await
         && refusal.error != FsError::Stale
     {
         tracing::warn!(reason = %refusal.message, "closing the session failed; the cluster ends it when its time is up");

@@ -3,6 +3,7 @@
 //! What the client itself writes goes to both. After a restart of either it is pushed again, so that a holder that was
 //! killed knows it soon, and the supervisor's pings are answered here.
 
+use super::revive::{Copies, revive};
 use crate::{
     keeper::{Channel, Item, protocol::Message},
     supervise::dirs::{keeper_socket, supervisor_socket},
@@ -21,6 +22,9 @@ const RETRY_MS: u8 = 10;
 /// Tries before a hand-over or a question counts as failed: both holders are dead for good then.
 const TRIES: u32 = 3_000;
 
+/// Tries after which a serving client starts both holders again: 2 s, in which either would have started the other.
+const DESERTED: u32 = 200;
+
 /// Answers whether the process does its work: it may block.
 pub type Alive = Arc<dyn Fn() -> bool + Send + Sync>;
 
@@ -30,12 +34,13 @@ pub struct Links {
     /// What this process wrote. Locked while it is being sent, so that an old value cannot overtake a new one.
     own: Mutex<BTreeMap<String, Vec<u8>>>,
     alive: Mutex<Option<Alive>>,
+    copies: Mutex<Option<Copies>>,
 }
 
 impl Links {
     /// Connects to both and says hello to the supervisor; the threads live as long as the process.
     pub fn start(runtime: &Path) -> io::Result<Arc<Links>> {
-        let links = Arc::new(Links { runtime: runtime.into(), own: Mutex::default(), alive: Mutex::default() });
+        let links = Arc::new(Links { runtime: runtime.into(), own: Mutex::default(), alive: Mutex::default(), copies: Mutex::default() });
         for (name, keeper) in [("link-keeper", true), ("link-super", false)] {
             let links = links.clone();
             std::thread::Builder::new().name(name.into()).spawn(move || links.keep(keeper))?;
@@ -46,6 +51,11 @@ impl Links {
     /// What answers the supervisor's pings from now on.
     pub fn set_alive(&self, alive: Alive) {
         *self.alive.lock() = Some(alive);
+    }
+
+    /// From now on this process may start both holders again if both are gone.
+    pub fn set_copies(&self, copies: Copies) {
+        *self.copies.lock() = Some(copies);
     }
 
     /// An item from whichever holder answers. None = it does not exist.
@@ -97,13 +107,31 @@ impl Links {
     fn keep(&self, keeper: bool) {
         let [keeper_path, supervisor_path] = self.sockets();
         let path = if keeper { keeper_path } else { supervisor_path };
+        let mut tries = 0;
         loop {
-            if let Ok(channel) = Channel::connect(&path)
-                && let Err(error) = self.attend(&channel, &path, keeper)
-            {
-                tracing::debug!(%error, socket = %path.display(), "a holder of the mount went away");
+            match Channel::connect(&path) {
+                Ok(channel) => {
+                    tries = 0;
+                    if let Err(error) = self.attend(&channel, &path, keeper) {
+                        tracing::debug!(%error, socket = %path.display(), "a holder of the mount went away");
+                    }
+                }
+                Err(_) => tries += 1,
+            }
+            if keeper && tries >= DESERTED && Channel::connect(&supervisor_socket(&self.runtime)).is_err() {
+                tries = 0;
+                self.revive();
             }
             pause();
+        }
+    }
+
+    fn revive(&self) {
+        let (own, copies) = (self.own.lock(), self.copies.lock());
+        let Some(copies) = &*copies else { return };
+        tracing::error!("keeper and supervisor are both gone; they are started again");
+        if let Err(error) = revive(&self.runtime, copies, own.iter()) {
+            tracing::error!(%error, "keeper and supervisor cannot be started again");
         }
     }
 

@@ -6,6 +6,7 @@
 
 pub mod journal;
 mod links;
+mod revive;
 mod session;
 mod stats;
 mod steps;
@@ -55,6 +56,8 @@ const ITEMS: &[&str] = &[
     names::SESSION,
     names::MOUNT,
     names::SPEC,
+    names::DIRS,
+    names::BINARY,
 ];
 
 /// Why a client process ends early.
@@ -172,13 +175,15 @@ impl Worker {
         serving.close_timeout = settings.data.close_timeout;
         serving.locks = Some(vfs.clone());
         let runtime = tokio::runtime::Handle::current();
-        let serving = serve(self.device()?, init, resumed, vfs.clone(), runtime.clone(), serving)
+        let ask_again = resumed && !planted("no-resend");
+        let serving = serve(self.device()?, init, ask_again, vfs.clone(), runtime.clone(), serving)
             .map_err(step("serving the kernel"))?;
         vfs.set_kernel_caches(Arc::new(serving.notifier()));
         self.steps.reached(Step::Resend);
         self.links.set_alive(turn_of(runtime));
         stats::report(serving.shared_stats(), vfs.clone());
         self.tell(Phase::Serving)?;
+        self.links.set_copies(self.copies()?);
         self.steps.reached(Step::Serving);
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || serving.wait()).await {
             tracing::warn!(%error, "the kernel connection ended with an error");
@@ -214,6 +219,13 @@ impl Worker {
         let fd = self.items.fd(names::HANDLES).ok_or_else(|| io::Error::other("the keeper has no handles"));
         let file = fd.and_then(sys::duplicate).map(File::from);
         file.and_then(OpenTable::restore).map_err(step("reading the table of open handles"))
+    }
+
+    /// For the case that both holders die.
+    fn copies(&self) -> Result<revive::Copies, WorkerError> {
+        let items = self.items.iter().map(|(name, item)| Ok((name.to_owned(), item.duplicate()?)));
+        let items = items.collect::<io::Result<_>>().map_err(step("copying the mount's files"))?;
+        Ok(revive::Copies { items, journal: self.files.files() })
     }
 
     fn tell(&self, phase: Phase) -> Result<(), WorkerError> {
@@ -342,6 +354,12 @@ impl Worker {
         }
         self.finish(EndRecord { unflushed: self.files.pending(), poisoned: true })
     }
+}
+
+/// A bug for tests of the tests (`FUSEFS_PLANT`): never in a release build.
+fn planted(bug: &str) -> bool {
+    let list = std::env::var_os("FUSEFS_PLANT").filter(|_| cfg!(debug_assertions)).unwrap_or_default();
+    list.to_string_lossy().split(',').any(|b| b == bug)
 }
 
 /// Refusals of a session after which no retry helps.

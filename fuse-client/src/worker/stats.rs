@@ -2,6 +2,7 @@
 
 use crate::{Vfs, fuse::kernel::ServeStats};
 use std::{
+    os::unix::fs::FileExt,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -15,11 +16,16 @@ const INTERVAL: Duration = Duration::from_millis(10);
 pub(super) fn report(stats: Arc<ServeStats>, vfs: Arc<Vfs>) {
     let Some(dir) = std::env::var_os("FUSEFS_STATS_DIR").map(PathBuf::from) else { return };
     let path = dir.join(format!("client-{}", std::process::id()));
+    let file = match std::fs::File::create(&path) {
+        Ok(file) => file,
+        Err(error) => return tracing::warn!(%error, "counters cannot be written"),
+    };
     drop(tokio::spawn(async move {
         let mut turn = tokio::time::interval(INTERVAL);
         loop {
             turn.tick().await;
-            if let Err(error) = std::fs::write(&path, text(&stats, &vfs)) {
+            // Over the last ones: numbers only grow, and a file that is cut first would be found empty after a kill.
+            if let Err(error) = file.write_all_at(text(&stats, &vfs).as_bytes(), 0) {
                 tracing::warn!(%error, "counters cannot be written");
                 return;
             }

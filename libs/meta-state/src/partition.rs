@@ -160,6 +160,8 @@ pub struct Partition {
     pub(crate) t: Tables,
     /// Bugs planted by tests.
     pub(crate) faults: crate::txn::Faults,
+    /// Commands answered with a stored reply since this replica was opened; not replicated.
+    pub(crate) repeated: u64,
 }
 
 impl Partition {
@@ -188,6 +190,7 @@ impl Partition {
             },
             t: Tables::default(),
             faults: crate::txn::Faults::default(),
+            repeated: 0,
         };
         if p.owns(Ino::ROOT) {
             let mut root = Inode::new(FileKind::Directory, 0o755, 0, 0, Hlc(0));

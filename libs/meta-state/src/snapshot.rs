@@ -126,7 +126,7 @@ impl Partition {
         let meta = Meta::decode(&mut g)?;
         g.end()?;
         let faults = crate::txn::Faults::default();
-        Ok(Partition { volume, id, hash_key, ranges, meta, t: Tables::default(), faults })
+        Ok(Partition { volume, id, hash_key, ranges, meta, t: Tables::default(), faults, repeated: 0 })
     }
     /// Record counts and digest as the writer saw them.
     fn check_end(&self, payload: &[u8]) -> FsResult<()> {

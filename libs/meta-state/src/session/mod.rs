@@ -33,11 +33,11 @@ pub enum Admission {
 /// are dropped.
 pub fn check(p: &mut Partition, caller: &Caller, fingerprint: u64) -> FsResult<Admission> {
     let mut session = live(p, caller.session)?;
-    if caller.token < session.token {
+    if caller.token < session.token && !p.faults.no_fence {
         return Err(FsError::Fenced);
     }
     let before = session.clone();
-    session.token = caller.token;
+    session.token = session.token.max(caller.token);
     let key = ReplyKey { session: caller.session, op: caller.op };
     acks::take(p, caller.session, &mut session, &caller.acks);
     if session != before {
@@ -49,7 +49,10 @@ pub fn check(p: &mut Partition, caller: &Caller, fingerprint: u64) -> FsResult<A
     if let Some(reply) = p.t.replies.get(&key) {
         return match reply.outcome {
             _ if reply.fingerprint != fingerprint => Err(FsError::FingerprintMismatch),
-            Outcome::Done(result) => Ok(Admission::Done(result)),
+            Outcome::Done(result) => {
+                p.repeated += 1;
+                Ok(Admission::Done(result))
+            }
             Outcome::Running(seq) => Ok(Admission::Running(seq)),
         };
     }

@@ -21,6 +21,10 @@ pub use work::Work;
 pub struct Faults {
     /// Stored replies and participants' rows are not looked at.
     pub no_dedupe: bool,
+    /// Commands of older tokens are taken.
+    pub no_fence: bool,
+    /// Bytes that were written before a truncation are not clipped when they are committed after it.
+    pub no_clip: bool,
     /// Messages below the coordinator's floor are taken.
     pub ignore_floor: bool,
     /// Prepare does not look at locks.
@@ -83,6 +87,10 @@ impl Partition {
     /// Running transactions and held locks: both 0 at rest.
     pub fn txn_counts(&self) -> (u64, u64) {
         (self.t.txns.len(), self.t.locks.len())
+    }
+    /// Commands answered with a stored reply since this replica was opened.
+    pub fn repeated(&self) -> u64 {
+        self.repeated
     }
     /// Plants bugs.
     #[doc(hidden)]
