@@ -67,7 +67,7 @@ pub fn without_resend_applications_hang() -> Result<()> {
 /// The journal brings writes back that a truncation had cut off.
 pub fn without_trunc_seq_replay_brings_cut_bytes_back() -> Result<()> {
     let wish = Wish { env: &[("FUSEFS_PLANT", "replay_ignores_trunc_seq")], ..Wish::default() };
-    let report = with_bug(&wish, seed(303), 30, &["truncate"], LONG)?;
+    let report = with_bug(&wish, seed(303), 60, &["truncate"], LONG)?;
     ensure!(report.mismatches > 0, "bytes that came back were not noticed");
     Ok(())
 }
