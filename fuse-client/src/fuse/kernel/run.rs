@@ -147,8 +147,9 @@ impl Server {
     {
         let limit = async {
             match self.io_timeout {
-                Some(limit) => sleep_until(Instant::now() + limit).await,
-                None => std::future::pending().await,
+                // A lock may be held as long as its owner likes.
+                Some(limit) if class != Class::Lock => sleep_until(Instant::now() + limit).await,
+                _ => std::future::pending().await,
             }
         };
         tokio::select! {
