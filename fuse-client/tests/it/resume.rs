@@ -49,7 +49,7 @@ impl Process {
         Process { client, serving, runtime }
     }
     /// The process after the one that `old` was part of.
-    fn after(old: &Client, cluster: &Arc<Cluster>, kept: &Kept, dedupe: bool) -> Process {
+    pub fn after(old: &Client, cluster: &Arc<Cluster>, kept: &Kept, dedupe: bool) -> Process {
         let runtime = runtime();
         let inside = runtime.enter();
         let mount = old.vfs.settings().mount;
@@ -58,6 +58,13 @@ impl Process {
         drop(inside);
         let serving = kept.serve(client.vfs.clone(), runtime.handle().clone(), true);
         Process { client, serving, runtime }
+    }
+    /// Ends it as a SIGKILL would, while applications go on: each reader takes one more request along.
+    pub fn die_at_work(self) -> Client {
+        self.serving.abandon();
+        self.serving.wait().unwrap();
+        self.runtime.shutdown_background();
+        self.client
     }
     /// Ends it as a SIGKILL would, with two more requests in the hands of its readers.
     fn die(self, root: &Path) -> (Client, [JoinHandle<io::Result<()>>; 2]) {
