@@ -23,6 +23,10 @@ enum Node {
     Link(String),
 }
 
+fn same<T: std::fmt::Debug + PartialEq>(is: T, must_be: T) -> io::Result<()> {
+    if is == must_be { Ok(()) } else { Err(io::Error::other(format!("{is:?} instead of {must_be:?}"))) }
+}
+
 /// One application: it knows what its directory must look like.
 struct Application {
     dir: PathBuf,
@@ -91,59 +95,61 @@ impl Application {
         seen.sort();
         let mut want: Vec<_> = self.nodes.keys().cloned().collect();
         want.sort();
-        assert_eq!(seen, want);
+        same(seen, want)?;
         for (name, node) in &self.nodes {
             if let Node::Link(to) = node {
-                assert_eq!(std::fs::read_link(self.dir.join(name))?, Path::new(to));
+                same(std::fs::read_link(self.dir.join(name))?, PathBuf::from(to))?;
             }
         }
         Ok(())
     }
 }
 
-fn at_work(slots: bool, seed: u64) {
+/// What the applications saw while `deaths` processes died. Without `dedupe` the successors do not know what was done.
+fn at_work(slots: bool, seed: u64, deaths: u64, dedupe: bool) -> io::Result<()> {
     let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
     let mut kept = Kept::mount(dir.path(), slots).unwrap();
     let mut process = Process::start(&cluster, &kept);
+    process.client.meta.set_lag();
     let (stop, steps) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let apps: Vec<_> = (0..APPLICATIONS)
-        .map(|i| {
-            let own = dir.path().join(format!("app{i}"));
-            std::fs::create_dir(&own).unwrap();
-            let mut app = Application::new(&own, seed * 100 + i);
-            let (stop, steps) = (stop.clone(), steps.clone());
-            std::thread::spawn(move || {
-                while !stop.load(Relaxed) {
-                    if let Err(e) = app.step() {
-                        stop.store(true, Relaxed);
-                        panic!("seed {seed} (FUSEFS_SEED={seed}), slots {slots}: {e}");
-                    }
-                    steps.fetch_add(1, Relaxed);
-                }
-                app.check().unwrap();
-            })
+    let start = |i: u64| {
+        let own = dir.path().join(format!("app{i}"));
+        std::fs::create_dir(&own).unwrap();
+        let mut app = Application::new(&own, seed * 100 + i);
+        let (stop, steps) = (stop.clone(), steps.clone());
+        std::thread::spawn(move || {
+            while !stop.load(Relaxed) {
+                app.step().inspect_err(|_| stop.store(true, Relaxed))?;
+                steps.fetch_add(1, Relaxed);
+            }
+            app.check()
         })
-        .collect();
-    let (mut again, mut rng) = (0, Random::new(seed));
-    for _ in 0..DEATHS {
-        let goal = steps.load(Relaxed) + 10 + rng.below(100) as u64;
+    };
+    let apps: Vec<_> = (0..APPLICATIONS).map(start).collect();
+    let (mut again, mut died, mut rng) = (0, 0, Random::new(seed));
+    while died < deaths && !stop.load(Relaxed) {
+        let goal = steps.load(Relaxed) + 5 + rng.below(50) as u64;
         until("applications get on", || stop.load(Relaxed) || steps.load(Relaxed) >= goal);
         if stop.load(Relaxed) {
             break;
         }
         // Some attributes are old at every death.
         cluster.clock.advance_ms(300);
-        let old = process.die_at_work();
-        process = Process::after(&old, &cluster, &kept, true);
+        let (old, last) = process.die_at_work(dir.path());
+        process = Process::after(&old, &cluster, &kept, dedupe);
+        process.client.meta.set_lag();
         let s = process.serving.stats();
-        until("the applications are served again", || stop.load(Relaxed) || s.requests.load(Relaxed) > 4);
+        last.into_iter().for_each(|asked| assert!(!asked.join().unwrap()));
         again += s.resent.load(Relaxed) + s.reserved.load(Relaxed) + s.rewritten.load(Relaxed);
+        died += 1;
     }
     stop.store(true, Relaxed);
-    apps.into_iter().for_each(|app| app.join().unwrap());
-    println!("seed {seed}, slots {slots}: {} steps, {again} requests finished by a successor", steps.load(Relaxed));
-    assert!(again >= DEATHS, "every death leaves the requests of the readers");
+    let seen = apps.into_iter().map(|app| app.join().unwrap()).fold(Ok(()), io::Result::and);
+    let steps = steps.load(Relaxed);
+    println!("seed {seed}, slots {slots}: {died} deaths, {steps} steps, {again} requests finished by a successor");
+    assert!(again >= died, "every death leaves the requests of the readers");
     process.end(&mut kept);
+    seen
 }
 
 #[test]
@@ -152,7 +158,22 @@ fn a_client_that_dies_again_and_again_is_not_noticed() {
         return;
     }
     for seed in seeds(2) {
-        at_work(false, seed);
-        at_work(true, seed);
+        for slots in [false, true] {
+            let seen = at_work(slots, seed, DEATHS, true);
+            assert!(seen.is_ok(), "seed {seed} (FUSEFS_SEED={seed}), slots {slots}: {seen:?}");
+        }
+    }
+}
+
+/// The negative control: half of what was left unanswered had been done.
+#[test]
+fn successors_that_do_not_know_what_was_done_are_noticed() {
+    if !usable() {
+        return;
+    }
+    for slots in [false, true] {
+        let seen = at_work(slots, 1, 20 * DEATHS, false);
+        println!("slots {slots}: {seen:?}");
+        assert!(seen.is_err());
     }
 }
