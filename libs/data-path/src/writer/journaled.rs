@@ -9,7 +9,7 @@ use crate::journal::{
     ReplayStats, encode_commit,
 };
 use bytes::Bytes;
-use fusefs_types::{FsError, Hlc, Ino, Time};
+use fusefs_types::{FsError, Hlc, Ino, SessionId, Time};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
@@ -45,9 +45,18 @@ pub(super) struct Journaled {
 }
 
 impl Journaled {
-    pub fn recover(settings: JournalSettings) -> Result<(Journaled, Recovered), JournalError> {
+    /// Reads the journal for a client of `session`.
+    pub fn recover(settings: JournalSettings, session: SessionId) -> Result<(Journaled, Recovered), JournalError> {
         let JournalSettings { journal, mode, ignore_trunc_seq } = settings;
         let mut recovered = journal.recover(mode, ignore_trunc_seq)?;
+        let before = journal.header().session;
+        if before != SessionId(0) && before != session {
+            // Nobody remembers the answers of another session: its commits would be executed a second time. What they
+            // cover is pending like everything else.
+            for intent in recovered.pending.values_mut().flat_map(|p| p.intents.drain(..)) {
+                journal.release(&[intent.place]);
+            }
+        }
         let requests = std::mem::take(&mut recovered.requests);
         let this = Journaled {
             payload_max: journal.payload_max(),

@@ -304,12 +304,12 @@ impl World {
     }
     /// What an application would see.
     async fn compare(&mut self, op: &Op) {
-        for i in 0..3 {
+        for (i, ino) in INOS.into_iter().enumerate() {
             let disk = self.life.disk.clone();
             let seen = tokio::select! {
                 biased;
                 () = disk.died.notified() => { disk.died.notify_one(); return }
-                seen = self.life.path.read(INOS[i], 0, 1 << 20) => seen.expect("read"),
+                seen = self.life.path.read(ino, 0, 1 << 20) => seen.expect("read"),
             };
             if seen != self.model[i] {
                 let first = seen.iter().zip(&self.model[i]).position(|(a, b)| a != b);
@@ -319,8 +319,8 @@ impl World {
                     self.model[i].len()
                 );
             }
-            let attr = self.life.sink.attr(INOS[i]).expect("attr");
-            let dirty = self.life.path.dirty_attr(INOS[i]);
+            let attr = self.life.sink.attr(ino).expect("attr");
+            let dirty = self.life.path.dirty_attr(ino);
             assert_eq!(attr.size.max(dirty.map_or(0, |d| d.size)), self.model[i].len() as u64, "size after {op:?}");
             if let Some(want) = self.mtime[i] {
                 assert_eq!(dirty.and_then(|d| d.mtime).unwrap_or(attr.mtime), want, "mtime after {op:?}");
@@ -337,10 +337,10 @@ impl World {
         self.faulty.set(|p| *p = FaultPlan::default());
         self.life.sink.faults(SinkFaults::default());
         self.life.path.sync_all().await.expect("everything is committed");
-        for i in 0..3 {
-            assert!(self.life.sink.content(INOS[i], &self.life.bodies) == self.model[i], "file {i} is complete");
+        for (i, ino) in INOS.into_iter().enumerate() {
+            assert!(self.life.sink.content(ino, &self.life.bodies) == self.model[i], "file {i} is complete");
             if let Some(want) = self.mtime[i] {
-                assert_eq!(self.life.sink.attr(INOS[i]).expect("attr").mtime, want, "mtime of file {i}");
+                assert_eq!(self.life.sink.attr(ino).expect("attr").mtime, want, "mtime of file {i}");
             }
         }
         assert_eq!(self.watched.lock().unwrap().broken, None, "not a prefix of the history");

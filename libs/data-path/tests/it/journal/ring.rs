@@ -102,6 +102,26 @@ async fn a_file_that_cannot_be_committed_does_not_stop_the_ring() {
     assert_eq!(r.life.path.replayed().writes, 0);
 }
 
+/// The record that took the mtime away is long gone when the copy is read.
+#[tokio::test(start_paused = true)]
+async fn a_copied_write_keeps_no_mtime_that_was_taken_from_it() {
+    let mut r = Ring::new(5);
+    r.life.sink.faults(SinkFaults { stuck: Some(A), ..SinkFaults::default() });
+    // The first commit hangs, the second batch waits behind it.
+    for at in [0, 9_000] {
+        r.write(A, at, body(9_000, 1)).await.expect("write");
+        r.life.path.set_explicit_mtime(A).await;
+        assert!(timeout(Duration::from_secs(1), r.life.path.fsync(A)).await.is_err(), "stuck");
+    }
+    for i in 0..60u8 {
+        r.write(B, 0, body(25_000, i)).await.expect("write");
+        r.life.path.fsync(B).await.expect("fsync");
+    }
+    assert!(r.stat(|s| s.copied.load(Relaxed)) > 0 && r.stat(|s| s.freed.load(Relaxed)) > 5);
+    r.life.kill();
+    assert_eq!(r.life.path.dirty_attr(A).map(|d| (d.size, d.mtime)), Some((18_000, None)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_full_journal_makes_writers_wait_and_loses_nothing() {
     let mut r = Ring::new(4);
