@@ -9,6 +9,23 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 const PROBLEMS_KEPT: usize = 100;
 /// Calls slower than this are kept one by one, for the pauses (µs).
 const SLOW_US: u64 = 5_000;
+/// Calls that the kernel never answers by itself: their ends show that somebody serves.
+const SERVED: &[&str] = &[
+    "create",
+    "append",
+    "pwrite",
+    "fsync",
+    "rename",
+    "unlink",
+    "mkdir",
+    "rmdir",
+    "symlink",
+    "link",
+    "getdents",
+    "ftruncate",
+];
+/// Ends of such calls kept per process.
+const ANSWERS_KEPT: usize = 1_000_000;
 /// Slow calls kept per process.
 const SLOW_KEPT: usize = 50_000;
 /// Buckets of a histogram: bucket i counts calls below 2^i µs.
@@ -117,6 +134,8 @@ pub struct Report {
     pub latency: BTreeMap<String, Latency>,
     /// Slow calls.
     pub slow: Vec<Slow>,
+    /// When calls ended that needed an answer of the file system (CLOCK_MONOTONIC, ns), in order.
+    pub answers: Vec<u64>,
     /// Whether the final comparisons were made.
     pub finished: bool,
 }
@@ -142,6 +161,21 @@ impl Report {
         };
         marks.iter().map(|m| pause(*m)).collect()
     }
+    /// For each time in `marks`: the longest time without any answer until the next mark (at most 10 s), in ms.
+    pub fn silences_ms(&self, marks: &[u64]) -> Vec<f64> {
+        let silence = |(i, mark): (usize, &u64)| {
+            let end = marks.get(i + 1).copied().unwrap_or(u64::MAX).min(mark + 10_000_000_000);
+            let inside = &self.answers[self.answers.partition_point(|a| a < mark)..];
+            let mut last = *mark;
+            let mut longest = 0;
+            for answer in inside.iter().copied().take_while(|a| *a < end) {
+                longest = longest.max(answer - last);
+                last = answer;
+            }
+            longest as f64 / 1e6
+        };
+        marks.iter().enumerate().map(silence).collect()
+    }
     /// Adds another process' report.
     pub fn merge(&mut self, other: Report) {
         self.errors += other.errors;
@@ -155,6 +189,8 @@ impl Report {
             self.latency.entry(call.clone()).or_default().merge(latency);
         }
         self.slow.extend(other.slow);
+        self.answers.extend(other.answers);
+        self.answers.sort_unstable();
         self.finished &= other.finished;
     }
     /// The problems in lines.
@@ -244,12 +280,20 @@ impl Recorder {
         }
     }
     /// Takes over what one thread counted.
-    pub fn absorb(&self, job: &str, steps: u64, latency: &BTreeMap<&'static str, Latency>) {
+    pub fn absorb(&self, job: &str, steps: u64, latency: &BTreeMap<&'static str, Latency>, answers: &[u64]) {
         let mut report = self.report.lock();
+        if report.answers.len() + answers.len() <= ANSWERS_KEPT {
+            report.answers.extend(answers);
+            report.answers.sort_unstable();
+        }
         *report.steps.entry(job.into()).or_default() += steps;
         for (call, l) in latency {
             report.latency.entry((*call).into()).or_default().merge(l);
         }
+    }
+    /// Whether the end of this call shows that somebody serves.
+    pub fn is_served(call: &str) -> bool {
+        SERVED.contains(&call)
     }
     /// Changes the report.
     pub fn edit(&self, change: impl FnOnce(&mut Report)) {

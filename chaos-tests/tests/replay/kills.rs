@@ -51,7 +51,7 @@ pub fn the_keeper_may_be_killed() -> Result<()> {
 }
 
 pub fn the_supervisor_may_be_killed() -> Result<()> {
-    under_load(&Wish::default(), seed(104), 15, &[Role::Supervisor], Expect::NOTHING, false)
+    under_load(&Wish::default(), seed(104), 8, &[Role::Supervisor], Expect::NOTHING, false)
 }
 
 pub fn keeper_and_client_may_be_killed_in_turn() -> Result<()> {

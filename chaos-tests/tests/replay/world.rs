@@ -94,8 +94,8 @@ impl World {
     pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
         result.with_context(|| format!("the mount's log ends with:\n{}", self.mount.log_tail()))
     }
-    /// A workload with one kill: what its longest call was (ms).
-    pub fn control(&self, seed: u64) -> Result<f64> {
+    /// A workload with one kill: what its pauses were.
+    pub fn control(&self, seed: u64) -> Result<String> {
         let plan = self.plan("control", seed)?;
         let worker = Worker::start(&plan)?;
         let mut rng = Rng::new(seed, 77);
@@ -104,9 +104,7 @@ impl World {
         nemesis::pause(Duration::from_millis(1000));
         let report = worker.stop()?;
         ensure!(report.bad() == 0, "control run: {}", report.problems_text());
-        let pause = report.pauses_ms(&marks(&kills)).into_iter().fold(0.0, f64::max);
-        println!("control run with one kill: pause {pause:.0} ms, longest call {} ms", report.longest_ms());
-        Ok(report.longest_ms() as f64)
+        Ok(format!("{}, longest call {} ms", pauses(&report, &kills), report.longest_ms()))
     }
     /// Ends the workload, judges everything, mounts again, compares again.
     pub fn judge(
@@ -115,11 +113,11 @@ impl World {
         plan: &Plan,
         kills: &[Kill],
         expect: Expect,
-        control: Option<f64>,
+        control: Option<String>,
     ) -> Result<Report> {
         let report = worker.stop()?;
         let counters = self.mount.counters()?;
-        summary(&report, &counters, kills, control);
+        summary(&report, &counters, kills, control.as_deref());
         let log = || format!("seed {}; the mount's log is {}", plan.seed, self.mount.log().display());
         if report.bad() > 0 {
             self.keep_log();
@@ -156,7 +154,7 @@ impl World {
     }
 }
 
-fn summary(report: &Report, c: &Counters, kills: &[Kill], control: Option<f64>) {
+fn summary(report: &Report, c: &Counters, kills: &[Kill], control: Option<&str>) {
     let count = |role| kills.iter().filter(|k| k.role == role).count();
     println!(
         "seed {}: SIGKILLs: {} clients, {} keepers, {} supervisors; {} client processes served",
@@ -178,13 +176,24 @@ fn summary(report: &Report, c: &Counters, kills: &[Kill], control: Option<f64>) 
         report.hangs,
         report.steps
     );
-    let pauses = report.pauses_ms(&marks(kills));
-    let (median, worst) = (quantile(pauses.clone(), 0.5), quantile(pauses, 1.0));
-    let beside = control.map_or_else(String::new, |ms| format!(" (control run with one kill: {ms:.0} ms)"));
     println!(
-        "pauses: median {median:.0} ms, worst {worst:.0} ms; longest call {} ms{beside}; target: median below 50, worst at most 250 above control",
-        report.longest_ms()
+        "{}; longest call {} ms{}",
+        pauses(report, kills),
+        report.longest_ms(),
+        control.map_or_else(String::new, |c| format!("; control run with one kill: {c}"))
     );
+}
+
+/// How long nobody was answered, and how long the slowest call in flight at a kill went on.
+fn pauses(report: &Report, kills: &[Kill]) -> String {
+    let marks = marks(kills);
+    let (silent, slow) = (report.silences_ms(&marks), report.pauses_ms(&marks));
+    let show = |v: Vec<f64>| format!("median {:.0} ms, worst {:.0} ms", quantile(v.clone(), 0.5), quantile(v, 1.0));
+    format!(
+        "no answer to anybody after a kill: {} (target: median below 50); slowest call at a kill: {}",
+        show(silent),
+        show(slow)
+    )
 }
 
 /// Starts a program that may block on the mount.

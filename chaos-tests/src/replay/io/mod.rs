@@ -53,6 +53,7 @@ pub struct Io {
     job: String,
     step: u64,
     latency: BTreeMap<&'static str, Latency>,
+    answers: Vec<u64>,
     plant: Option<Plant>,
     chances: u64,
     stash: Option<(PathBuf, u64, Vec<u8>)>,
@@ -61,7 +62,7 @@ pub struct Io {
 impl Drop for Io {
     fn drop(&mut self) {
         let kind = self.job.trim_end_matches(|c: char| c.is_ascii_digit());
-        self.recorder.absorb(kind, self.step, &self.latency);
+        self.recorder.absorb(kind, self.step, &self.latency, &self.answers);
     }
 }
 
@@ -74,6 +75,7 @@ impl Io {
             job: job.into(),
             step: 0,
             latency: BTreeMap::new(),
+            answers: Vec::new(),
             plant,
             chances: 0,
             stash: None,
@@ -116,6 +118,9 @@ impl Io {
         *self.slot.lock() = None;
         self.latency.entry(call).or_default().add((end - start) / 1000);
         self.recorder.slow(call, start, end, wait);
+        if Recorder::is_served(call) {
+            self.answers.push(end);
+        }
         result
     }
     /// As `call`; any errno is a recorded error.
