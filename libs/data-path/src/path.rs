@@ -130,12 +130,6 @@ impl DataPath {
     pub fn journal(&self) -> Option<&Arc<Journal>> {
         self.log.journal()
     }
-    /// The kernel has sent all requests of the previous client process again: the numbers of those that the journal
-    /// knows may be forgotten.
-    pub fn resumed(&self) {
-        self.log.resumed();
-    }
-
     /// Buffers a write when that needs no waiting (no full buffer, no barrier); None = call [`DataPath::write`].
     pub fn try_write(&self, ino: Ino, offset: u64, data: &Bytes, cx: WriteContext) -> Option<FsResult<()>> {
         self.log.try_write(ino, offset, data, cx)

@@ -461,3 +461,25 @@ async fn an_executed_commit_does_not_overwrite_what_came_after_it() {
         assert_eq!(life.path.read(INOS[0], 0, 1 << 20).await.expect("read"), want);
     }
 }
+
+/// A write that was visible must not happen a second time, however late its repetition comes.
+#[tokio::test(start_paused = true)]
+async fn a_repeated_write_does_not_come_back_after_a_truncation() {
+    let mut life = Life::begin(Settings::default(), 1, Disk::new(5, FILE_BYTES));
+    life.sink.create(INOS[0]);
+    let cx = WriteContext { unique: 10, ..WriteContext::default() };
+    life.path.write(INOS[0], 0, body(500, 1).into(), cx).await.expect("write");
+    life.kill();
+    assert_eq!(life.path.read(INOS[0], 0, 1000).await.expect("read").len(), 500, "somebody saw it");
+    let barrier = life.path.truncate_barrier(INOS[0], 0).await.expect("barrier");
+    life.sink.set_size(INOS[0], 0).expect("set size");
+    barrier.truncated(1);
+    drop(barrier);
+    let cx = WriteContext { resent: true, ..cx };
+    life.path.write(INOS[0], 0, body(500, 1).into(), cx).await.expect("sent again");
+    assert_eq!(life.path.read(INOS[0], 0, 1000).await.expect("read").len(), 0);
+    let other = WriteContext { unique: 12, ..cx };
+    life.path.write(INOS[0], 0, body(500, 1).into(), other).await.expect("another request of the dead client");
+    assert_eq!(life.path.read(INOS[0], 0, 1000).await.expect("read").len(), 500);
+    assert_eq!(life.path.journal().expect("journal").stats().deduped.load(Relaxed), 1);
+}
