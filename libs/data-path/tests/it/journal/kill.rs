@@ -145,7 +145,7 @@ impl World {
             }
         });
         let settings = Settings { dirty_bytes_max: 600_000, ..Settings::default() };
-        let life = Life::over(settings, sink, bodies, retrying, Disk::new(5, FILE_BYTES));
+        let life = Life::over(settings, sink, bodies, retrying, Disk::new(4 + (seed % 2) as usize, FILE_BYTES));
         let (model, mtime) = (vec![Vec::new(); 3], vec![None; 3]);
         let mut world =
             World { life, faulty, model, mtime, watched, seed, kills_left: kills, totals: Totals::default(), n: 0 };
