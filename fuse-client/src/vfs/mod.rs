@@ -272,7 +272,6 @@ impl Vfs {
     /// Every request that an earlier process left unanswered has been registered.
     pub fn resumed(&self) {
         self.meta.resumed();
-        self.data.resumed();
     }
 
     /// The reply of this request reached the kernel: its stored replies may be dropped (PROTOCOL 16).

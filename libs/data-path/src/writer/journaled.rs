@@ -15,7 +15,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
 };
 use tokio::sync::Notify;
@@ -35,9 +35,9 @@ pub(super) struct Journaled {
     pub replayed: ReplayStats,
     pub payload_max: usize,
     mode: AtomicU8,
-    /// Writes that are in the journal already, while the kernel may send them again: (request, offset, bytes).
-    requests: Mutex<HashSet<(u64, u64, u32)>>,
-    remembered: AtomicUsize,
+    /// Writes that were in the journal at the start: (request, offset, bytes). Kept for good: a request that was sent
+    /// again may wait long before it gets here, and numbers never repeat in a connection.
+    requests: HashSet<(u64, u64, u32)>,
     /// Requests of other kinds that were answered.
     outcomes: Mutex<HashMap<u64, Outcome>>,
     /// Room is short.
@@ -63,17 +63,11 @@ impl Journaled {
             journal: Arc::new(journal),
             replayed: recovered.stats,
             mode: AtomicU8::new(HEALTHY),
-            remembered: AtomicUsize::new(requests.len()),
-            requests: Mutex::new(requests),
+            requests,
             outcomes: Mutex::new(std::mem::take(&mut recovered.outcomes)),
             wake: Notify::new(),
         };
         Ok((this, recovered))
-    }
-    pub fn forget_requests(&self) {
-        *self.requests.lock() = HashSet::new();
-        *self.outcomes.lock() = HashMap::new();
-        self.remembered.store(0, Ordering::Release);
     }
     fn mode(&self) -> u8 {
         self.mode.load(Ordering::Acquire)
@@ -90,10 +84,7 @@ impl Shared {
     /// Whether this very write is in the journal of an earlier client process.
     pub(super) fn written_before(&self, offset: u64, data: &Bytes, cx: &WriteContext) -> bool {
         let Some(j) = self.journal.as_ref().filter(|_| cx.resent && cx.unique != 0) else { return false };
-        if j.remembered.load(Ordering::Acquire) == 0 {
-            return false;
-        }
-        let known = j.requests.lock().contains(&(cx.unique, offset, data.len() as u32));
+        let known = j.requests.contains(&(cx.unique, offset, data.len() as u32));
         if known {
             j.journal.stats().deduped.fetch_add(1, Ordering::Relaxed);
         }

@@ -300,12 +300,6 @@ impl MemoryLog {
     pub fn journal(&self) -> Option<&Arc<crate::journal::Journal>> {
         self.shared.journal.as_ref().map(|j| &j.journal)
     }
-    /// Every request that the kernel sent again has been read: the memory of old ones may go.
-    pub fn resumed(&self) {
-        if let Some(j) = &self.shared.journal {
-            j.forget_requests();
-        }
-    }
     /// Counters.
     pub fn stats(&self) -> &WriteStats {
         &self.shared.stats

@@ -263,3 +263,26 @@ async fn without_the_barrier_record_the_server_clips() {
     r.life.path.sync_all().await.expect("sync");
     assert_eq!(r.content(A), b"");
 }
+
+/// The caller of a hole punch is interrupted while its commit is on the way.
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_hole_is_finished_before_later_writes() {
+    let mut r = Ring::new(4);
+    r.write(A, 0, body(500, 1)).await.expect("write");
+    r.life.path.fsync(A).await.expect("fsync");
+    r.life.sink.faults(SinkFaults { latency_max: Duration::from_secs(100), ..SinkFaults::default() });
+    let hole = vec![fusefs_types::ops::Piece::Hole { offset: 0, len: 100 }];
+    let punch = r.life.path.commit_pieces(A, hole, 0, WriteContext { unique: 4, ..WriteContext::default() });
+    assert!(timeout(Duration::from_nanos(1), punch).await.is_err(), "given up");
+    r.write(A, 0, body(50, 2)).await.expect("write");
+    r.life.path.fsync(A).await.expect("fsync");
+    let mut want = body(500, 1);
+    want[..100].fill(0);
+    want[..50].copy_from_slice(&body(50, 2));
+    assert_eq!(r.content(A), want);
+    assert_eq!(r.life.sink.outstanding(), []);
+    r.life.kill();
+    assert_eq!(r.life.path.replayed().intents, 0);
+    r.life.path.sync_all().await.expect("sync");
+    assert_eq!(r.content(A), want);
+}
