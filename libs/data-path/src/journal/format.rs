@@ -233,6 +233,10 @@ impl Record {
         out[RECORD_HEADER - 4..].copy_from_slice(&crc.to_le_bytes());
         out
     }
+    /// Whether a look with [`Record::decode`] is worth it: this runs over megabytes at every start.
+    pub fn may_start(bytes: &[u8]) -> bool {
+        bytes.starts_with(&RECORD_MAGIC.to_le_bytes())
+    }
     /// The record at position `at` of segment `seq`; None = nothing valid starts here.
     pub fn decode(bytes: &[u8], mount: MountId, seq: u64, at: u64) -> Option<Record> {
         let body = bytes.get(..RECORD_HEADER - 4)?;

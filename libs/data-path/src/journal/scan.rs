@@ -9,8 +9,8 @@ use bytes::Bytes;
 use fusefs_types::{FsError, Hlc, Ino, Time, ops::CommitFile};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-/// Bytes read at once.
-const WINDOW: usize = 256 << 10;
+/// Bytes read at once: many small records, and not much in vain where one large record follows another.
+const WINDOW: usize = 32 << 10;
 /// Writes whose request numbers are remembered: far more than the kernel can have on its way.
 const REQUESTS_MAX: usize = 64 << 10;
 
@@ -229,7 +229,9 @@ fn follows(storage: &dyn Storage, header: &Header, seq: u64, at: u64) -> std::io
     let mut bytes = vec![0; longest.min((header.file_bytes - at) as usize)];
     let n = storage.read_at(&mut bytes, at)?;
     let places = (ALIGN as usize..n).step_by(ALIGN as usize);
-    Ok(places.into_iter().any(|i| Record::decode(&bytes[i..n], header.mount, seq, at + i as u64).is_some()))
+    Ok(places
+        .filter(|i| Record::may_start(&bytes[*i..n]))
+        .any(|i| Record::decode(&bytes[i..n], header.mount, seq, at + i as u64).is_some()))
 }
 
 /// The last record counts only with all of its payload.
