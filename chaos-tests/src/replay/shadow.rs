@@ -1,7 +1,7 @@
 //! What must be in the tree: told by the jobs at their end, compared byte for byte then and after every client was mounted
 //! again. Kept outside of the tree.
 
-use super::io::{Io, Step, difference, mtime};
+use super::io::{Io, Step, difference, mtime, nlink};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -72,12 +72,12 @@ impl Shadow {
     /// A closed file. Its times must not change from now on.
     pub fn file(&mut self, io: &mut Io, path: &Path, want: &[u8]) -> Step {
         let stat = io.lstat(path)?;
-        io.equal("size", path, want.len() as i64, stat.st_size as i64)?;
+        io.equal("size", path, want.len() as i64, stat.st_size)?;
         let content = hex::encode(Sha256::digest(want));
         if let Err(e) = fs::write(self.copies.join(&content), want) {
             return Err(io.mismatch("keeping a copy", path, e.to_string()));
         }
-        let (mode, nlink) = (stat.st_mode & 0o7777, stat.st_nlink as u64);
+        let (mode, nlink) = (stat.st_mode & 0o7777, nlink(&stat));
         let entry = Entry::File { content, mode, nlink, mtime: mtime(&stat), xattrs: BTreeMap::new() };
         self.entries.insert(self.relative(path), entry);
         Ok(())

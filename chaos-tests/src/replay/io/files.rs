@@ -260,6 +260,13 @@ fn times(mtime: Mtime) -> Timestamps {
 }
 
 /// Modification time of a stat.
+#[allow(clippy::unnecessary_cast)] // other types on other machines
 pub fn mtime(stat: &Stat) -> Mtime {
     (stat.st_mtime as i64, stat.st_mtime_nsec as i64)
+}
+
+/// Link count of a stat.
+#[allow(clippy::unnecessary_cast)] // u32 on arm64
+pub fn nlink(stat: &Stat) -> u64 {
+    stat.st_nlink as u64
 }

@@ -5,7 +5,7 @@ mod files;
 mod locks;
 mod map;
 
-pub use files::{Aligned, Mtime, mtime};
+pub use files::{Aligned, Mtime, mtime, nlink};
 pub use map::Map;
 
 use super::{
@@ -181,7 +181,7 @@ pub fn difference(want: &[u8], have: &[u8], offset: u64) -> Option<String> {
     let wrong = both.clone().filter(|(a, b)| a != b).count();
     let first = both.clone().position(|(a, b)| a != b);
     let zeros = both.clone().filter(|(a, b)| a != b && **b == 0).count();
-    let last = both.enumerate().filter(|(_, (a, b))| a != b).last().map(|(i, _)| offset + i as u64);
+    let last = both.enumerate().rfind(|(_, (a, b))| a != b).map(|(i, _)| offset + i as u64);
     let place = first.map_or_else(String::new, |i| {
         let end = (i + 8).min(want.len()).min(have.len());
         let span = (offset + i as u64, last.unwrap_or_default());

@@ -1,7 +1,7 @@
 //! Symbolic links, hard links, extended attributes.
 
 use super::{Job, Place, Shadow};
-use crate::replay::io::{Io, Step};
+use crate::replay::io::{Io, Step, nlink};
 use rustix::fs::{OFlags, XattrFlags};
 use std::{
     collections::BTreeMap,
@@ -37,7 +37,7 @@ fn check_link(io: &mut Io, path: &Path, target: &Path) -> Step {
 }
 
 fn check_nlink(io: &mut Io, path: &Path, want: u64) -> Step {
-    let have = io.lstat(path)?.st_nlink as u64;
+    let have = nlink(&io.lstat(path)?);
     io.equal("link count", path, want, have)
 }
 

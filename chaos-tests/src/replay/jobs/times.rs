@@ -35,7 +35,7 @@ fn check(io: &mut Io, copy: &Copy, what: &str) -> Step {
     let stat = io.lstat(&copy.path)?;
     io.equal(&format!("mtime {what}"), &copy.path, copy.mtime, mtime(&stat))?;
     io.equal(&format!("mode {what}"), &copy.path, copy.mode, stat.st_mode & 0o7777)?;
-    io.equal(&format!("size {what}"), &copy.path, content(copy.seed).len() as i64, stat.st_size as i64)
+    io.equal(&format!("size {what}"), &copy.path, content(copy.seed).len() as i64, stat.st_size)
 }
 
 impl Job for Times {

@@ -1,7 +1,7 @@
 //! Files that have no name any more and are used through their fds.
 
 use super::{Job, Place, Shadow};
-use crate::replay::io::{Fd, Io, Step};
+use crate::replay::io::{Fd, Io, Step, nlink};
 use rustix::fs::OFlags;
 
 /// Files open at a time.
@@ -19,7 +19,7 @@ pub(super) fn make(place: Place, _: &mut Io) -> Step<Box<dyn Job>> {
 
 fn check(io: &mut Io, fd: &Fd, want: &[u8]) -> Step {
     io.check_whole("unlinked file", fd, want)?;
-    let links = io.fstat(fd)?.st_nlink as u64;
+    let links = nlink(&io.fstat(fd)?);
     io.equal("link count of an unlinked file", &fd.path, 0, links)
 }
 
