@@ -144,12 +144,24 @@ fn runs(pid: u32) -> bool {
 #[test]
 fn the_keeper_stays_below_5_mib() -> Result<()> {
     let stack = stack("small", &[], &[])?;
+    let mut app = Application::start(stack.at(0))?;
+    for _ in 0..5 {
+        let before = wait_complete(&stack.clients[0])?.client;
+        sigkill(before)?;
+        app.work()?;
+    }
     let keeper = wait_complete(&stack.clients[0])?.keeper.context("no keeper")?;
-    let status = fs::read_to_string(format!("/proc/{keeper}/status"))?;
-    let line = |name: &str| status.lines().find(|l| l.starts_with(name)).unwrap_or_default().to_owned();
-    println!("{}\n{}\n{}", line("VmRSS"), line("RssAnon"), line("RssFile"));
-    let kib: u64 = line("VmRSS").split_whitespace().nth(1).and_then(|n| n.parse().ok()).context("VmRSS")?;
-    ensure!(kib < 5 * 1024, "{kib} KiB");
+    let mut last = String::new();
+    // Right after work it may hold a few pages of the program more.
+    eventually(SOON, || {
+        let status = fs::read_to_string(format!("/proc/{keeper}/status"))?;
+        last = status.lines().filter(|l| l.starts_with("VmRSS") || l.starts_with("Rss")).collect::<Vec<_>>().join("; ");
+        let rss = status.lines().find(|l| l.starts_with("VmRSS")).and_then(|l| l.split_whitespace().nth(1));
+        Ok(rss.and_then(|n| n.parse::<u64>().ok()).context("VmRSS")? < 5 * 1024)
+    })
+    .with_context(|| last.clone())?;
+    println!("{last}");
+    drop(app);
     ends_cleanly(&stack, 0)
 }
 
