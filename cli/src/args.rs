@@ -3,7 +3,7 @@
 mod mount;
 
 pub use mount::{
-    JournalCommand, KeeperArgs, MountArgs, MountOptions, PartArgs, RecoveryArg, SupervisionArgs, UmountArgs, UpgradeArgs,
+    JournalCommand, KeeperArgs, MountArgs, MountOptions, PartArgs, RecoveryArg, UmountArgs, UpgradeArgs,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
