@@ -46,6 +46,9 @@ impl Mounted {
         fs::create_dir_all(folder.join("stats"))?;
         let mut args = vec!["mount".into(), volume.into(), point.display().to_string(), "--exit-with-parent".into()];
         args.extend(["--state-dir".into(), folder.join("journal").display().to_string()]);
+        if let Ok(filter) = std::env::var("FUSEFS_REPLAY_LOG") {
+            args.extend(["--log".into(), filter]);
+        }
         args.extend(options.iter().map(|s| (*s).to_owned()));
         let mut child =
             Child::new(name, stack.program(), args, None, &stack.dir.root().join(format!("log/{name}.log")))?;

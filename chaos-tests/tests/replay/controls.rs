@@ -13,6 +13,9 @@ use fusefs_chaos_tests::replay::{
 };
 use std::time::Duration;
 
+/// Hang limit of a control that is not about hangs.
+const LONG: Duration = Duration::from_secs(60);
+
 /// Kills under load with a planted bug: what the workload saw.
 fn with_bug(wish: &Wish<'_>, seed: u64, kills: u64, only: &[&str], hang: Duration) -> Result<Report> {
     println!("seed {seed}");
@@ -23,6 +26,9 @@ fn with_bug(wish: &Wish<'_>, seed: u64, kills: u64, only: &[&str], hang: Duratio
     let worker = Worker::start(&plan)?;
     let mut rng = Rng::new(seed, 80);
     let killed = nemesis::at_random(&world.mount, &mut rng, kills, &[Role::Client], |_| Ok(()))?;
+    if hang < LONG {
+        nemesis::pause(hang + Duration::from_secs(1));
+    }
     let report = worker.stop()?;
     let c = world.mount.counters()?;
     println!(
@@ -40,15 +46,28 @@ fn with_bug(wish: &Wish<'_>, seed: u64, kills: u64, only: &[&str], hang: Duratio
 /// Operations that were executed, but not answered, are executed again: EEXIST, ENOENT.
 pub fn without_dedupe_applications_see_errors() -> Result<()> {
     let wish = Wish { servers: &[("FUSEFS_PLANT", "no-dedupe")], ..Wish::default() };
-    let report = with_bug(&wish, seed(301), 30, &["create", "dirs", "links"], Duration::from_secs(60))?;
+    let report = with_bug(&wish, seed(301), 30, &["create", "dirs", "links"], LONG)?;
     ensure!(report.errors > 0, "executing requests twice was not noticed");
     Ok(())
 }
 
-/// What a dead client had read is never answered.
+/// What a dead client had read is never answered. With RESEND the same kill is no hang.
 pub fn without_resend_applications_hang() -> Result<()> {
-    let wish = Wish { env: &[("FUSEFS_PLANT", "no-resend")], ..Wish::default() };
-    let report = with_bug(&wish, seed(302), 4, &[], Duration::from_secs(5))?;
-    ensure!(report.hangs > 0, "requests that nobody answers were not noticed");
+    // No locks: waiting for them is not hanging.
+    const JOBS: &[&str] = &["create", "dirs", "random", "truncate", "times", "direct"];
+    const DEADLINE: Duration = Duration::from_secs(5);
+    for (env, hangs) in [(&[][..], false), (&[("FUSEFS_PLANT", "no-resend")][..], true)] {
+        let report = with_bug(&Wish { env, ..Wish::default() }, seed(302), 2, JOBS, DEADLINE)?;
+        ensure!(hangs || report.bad() == 0, "with RESEND: {}", report.problems_text());
+        ensure!(!hangs || report.hangs > 0, "requests that nobody answers were not noticed");
+    }
+    Ok(())
+}
+
+/// The journal brings writes back that a truncation had cut off.
+pub fn without_trunc_seq_replay_brings_cut_bytes_back() -> Result<()> {
+    let wish = Wish { env: &[("FUSEFS_PLANT", "replay_ignores_trunc_seq")], ..Wish::default() };
+    let report = with_bug(&wish, seed(303), 60, &["truncate"], LONG)?;
+    ensure!(report.mismatches > 0, "bytes that came back were not noticed");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The runner: like the standard one, but this executable is also the workload process.
 
 mod controls;
+mod fence;
 mod kills;
 mod oracle;
 mod outages;
@@ -41,6 +42,8 @@ const TESTS: &[Test] = tests! {
     outages::a_fenced_mount_answers_estale_and_unmounts,
     controls::without_dedupe_applications_see_errors,
     controls::without_resend_applications_hang,
+    controls::without_trunc_seq_replay_brings_cut_bytes_back,
+    fence::without_a_fence_an_old_commit_lands,
 };
 
 /// Seed of this run: `FUSEFS_REPLAY_SEED`, or a fixed one per test.

@@ -34,6 +34,8 @@ pub struct MountSettings {
     pub clone_fd: bool,
     /// Operations that wait fail with EIO after this long; None waits as long as it takes.
     pub io_timeout: Option<Duration>,
+    /// Serve through fuser on Linux, too: only for comparing the two.
+    pub fuser: bool,
 }
 
 impl MountSettings {
@@ -47,6 +49,7 @@ impl MountSettings {
             readers: READERS,
             clone_fd: false,
             io_timeout: None,
+            fuser: false,
         }
     }
 }
@@ -81,10 +84,62 @@ pub enum MountError {
     Other(PathBuf, std::io::Error),
 }
 
-/// Mounts `vfs`; requests that have to wait run in `runtime`. Returns when the kernel has the mount.
+/// Mounts `vfs` and serves it from this process; requests that have to wait run in `runtime`. Returns when the kernel has
+/// the mount. On Linux through [`super::kernel`], elsewhere (and with `MountSettings::fuser`) through fuser.
 pub fn mount(settings: &MountSettings, vfs: Arc<Vfs>, runtime: tokio::runtime::Handle) -> Result<Mounted, MountError> {
+    #[cfg(target_os = "linux")]
+    if !settings.fuser {
+        return mount_kernel(settings, vfs, runtime);
+    }
     let adapter = Adapter::new(vfs, runtime, settings.io_timeout);
     mount_filesystem(settings, adapter)
+}
+
+/// As [`mount`], through our own transport.
+#[cfg(target_os = "linux")]
+fn mount_kernel(
+    settings: &MountSettings,
+    vfs: Arc<Vfs>,
+    runtime: tokio::runtime::Handle,
+) -> Result<Mounted, MountError> {
+    let super::device::Attached { point, device, .. } = super::device::attach(settings, false)?;
+    let serving = serve_here(settings, device, vfs, runtime).map_err(|e| {
+        let _ = Unmounter { point: point.clone() }.detach(); // the first error is the one to tell
+        explain(&point, e)
+    })?;
+    mounted(point, move || serving.wait())
+}
+
+#[cfg(target_os = "linux")]
+fn serve_here(
+    settings: &MountSettings,
+    device: std::os::fd::OwnedFd,
+    vfs: Arc<Vfs>,
+    runtime: tokio::runtime::Handle,
+) -> std::io::Result<super::kernel::Serving> {
+    use super::kernel::{InitOptions, Recovery, ServeSettings, handshake_with, serve};
+    let init = handshake_with(std::os::fd::AsFd::as_fd(&device), InitOptions { locks: true }, |_| Ok(()))?;
+    // Nobody follows this process, so how requests would survive it does not matter.
+    let mut serving = ServeSettings::new(Recovery::Resend);
+    (serving.readers, serving.io_timeout) = (settings.readers, settings.io_timeout);
+    serving.locks = Some(vfs.clone());
+    let serving = serve(device, init, false, vfs.clone(), runtime, serving)?;
+    vfs.set_kernel_caches(Arc::new(serving.notifier()));
+    Ok(serving)
+}
+
+/// The mount with a thread that waits for its end.
+fn mounted(point: PathBuf, run: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> Result<Mounted, MountError> {
+    let (done_tx, done) = mpsc::channel();
+    let thread = std::thread::Builder::new()
+        .name("fuse-session".into())
+        .spawn(move || {
+            let result = run();
+            let _ = done_tx.send(()); // nobody may be waiting
+            result
+        })
+        .map_err(|e| MountError::Other(point.clone(), e))?;
+    Ok(Mounted { point, thread: Some(thread), done })
 }
 
 /// Mounts any fuser file system the same way.
@@ -92,16 +147,7 @@ pub fn mount_filesystem(settings: &MountSettings, fs: impl Filesystem) -> Result
     let point = prepare(&settings.mountpoint)?;
     let session = connect(settings, &point, fs).map_err(|e| explain(&point, e))?;
     raise_read_ahead(&point);
-    let (done_tx, done) = mpsc::channel();
-    let thread = std::thread::Builder::new()
-        .name("fuse-session".into())
-        .spawn(move || {
-            let result = session.run();
-            let _ = done_tx.send(()); // nobody may be waiting
-            result
-        })
-        .map_err(|e| MountError::Other(point.clone(), e))?;
-    Ok(Mounted { point, thread: Some(thread), done })
+    mounted(point, move || session.run())
 }
 
 /// Mounts and shakes hands. Root mounts with its own hands, because fuser's direct mount cannot name a subtype;

@@ -13,7 +13,7 @@ use fusefs_types::{
     lock::{HeldLock, LOCK_END, LockOp, LockOwner, LockSpace, SetLock},
     ops::{Read, ReadReply, Write, WriteReply},
 };
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
@@ -24,7 +24,7 @@ use std::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Notify, oneshot},
+    sync::{Notify, oneshot, watch},
     time::Instant,
 };
 
@@ -34,6 +34,8 @@ const POLL_FIRST: Duration = Duration::from_millis(200);
 const POLL_MOST: Duration = Duration::from_secs(1);
 /// How long an interrupted request waits for the answer of an attempt that is on its way.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(1);
+/// How long the first grants after a resume wait for the way to the kernel's caches: its pages are older than this process.
+const KERNEL_WAIT: Duration = Duration::from_secs(1);
 /// Pause before the data of a closed, locked file is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// After a resume: inodes remembered as asked about; when full, they are asked about again.
@@ -97,7 +99,8 @@ pub(super) struct Locks {
     /// How long the end of an owner's locks may hold a close up.
     patience: Duration,
     state: Mutex<State>,
-    kernel: RwLock<Option<Arc<dyn KernelCaches>>>,
+    kernel: watch::Sender<Option<Arc<dyn KernelCaches>>>,
+    resumed: bool,
 }
 
 /// Takes a waiter off the list.
@@ -140,7 +143,8 @@ impl Locks {
             runtime: Handle::current(),
             patience,
             state: Mutex::new(State { asked, ..State::default() }),
-            kernel: RwLock::default(),
+            kernel: watch::Sender::new(None),
+            resumed,
         })
     }
 
@@ -286,6 +290,17 @@ impl Locks {
         done.map(drop)
     }
 
+    /// The way to the kernel's caches, if there is one.
+    async fn kernel(&self) -> Option<Arc<dyn KernelCaches>> {
+        let mut known = self.kernel.subscribe();
+        if self.resumed {
+            // Its requests come again before the transport is set up completely.
+            let _ = tokio::time::timeout(KERNEL_WAIT, known.wait_for(Option::is_some)).await;
+        }
+        let kernel = known.borrow();
+        kernel.clone()
+    }
+
     /// PROTOCOL 38: whoever gets the lock next must see what was written under it.
     async fn commit(&self, ino: Ino) -> FsResult<()> {
         if self.data.dirty_attr(ino).is_none() { Ok(()) } else { self.data.fsync(ino).await }
@@ -331,7 +346,7 @@ fn space(flock: bool) -> LockSpace {
 impl Vfs {
     /// Tells who drops the kernel's pages when a lock shows that they are old. Without it only our own caches are.
     pub fn set_kernel_caches(&self, caches: Arc<dyn KernelCaches>) {
-        *self.locks.kernel.write() = Some(caches);
+        self.locks.kernel.send_replace(Some(caches));
     }
 
     /// F_GETLK: a lock that would be in the way of `lock`, None if it would be granted. 1 RPC.
@@ -371,6 +386,7 @@ impl Vfs {
         flock: bool,
         wait: bool,
     ) -> FsResult<()> {
+        self.withdraw(rq);
         let owner = LockOwner { space: space(flock), id: lock.owner };
         let end = lock.end.min(LOCK_END);
         let x = SetLock { ino, owner, start: lock.start, end, op: lock.op, pid: lock.pid, wait };
@@ -452,8 +468,7 @@ impl Vfs {
         if self.inodes.pages(attr.ino) == Some(attr.change) {
             return;
         }
-        let kernel = self.locks.kernel.read().clone();
-        if let Some(kernel) = kernel {
+        if let Some(kernel) = self.locks.kernel().await {
             kernel.inval_inode(attr.ino).await;
             self.inodes.set_pages(attr.ino, attr.change);
         }

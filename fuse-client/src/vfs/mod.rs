@@ -261,10 +261,17 @@ impl Vfs {
         self.meta.register(op, rq.resent);
     }
 
+    /// The request issues no mutations under its own number, and may take long: it must not hold back what others
+    /// acknowledge (PROTOCOL 16: lock waits are never pending).
+    fn withdraw(&self, rq: &Request) {
+        if rq.take_registered() {
+            self.meta.replied(OpId { mount: self.settings.mount, origin: Origin::Fuse, number: rq.unique, step: 0 });
+        }
+    }
+
     /// Every request that an earlier process left unanswered has been registered.
     pub fn resumed(&self) {
         self.meta.resumed();
-        self.data.resumed();
     }
 
     /// The reply of this request reached the kernel: its stored replies may be dropped (PROTOCOL 16).

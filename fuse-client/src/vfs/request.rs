@@ -84,6 +84,10 @@ impl Request {
     pub(super) fn set_registered(&self) {
         self.registered.store(true, Ordering::Relaxed);
     }
+    /// Not any more; whether it was.
+    pub(super) fn take_registered(&self) -> bool {
+        self.registered.swap(false, Ordering::Relaxed)
+    }
     /// Name of the next mutation of this request.
     pub(super) fn next_op(&self, mount: MountId) -> OpId {
         OpId { mount, origin: Origin::Fuse, number: self.unique, step: self.steps.fetch_add(1, Ordering::Relaxed) }

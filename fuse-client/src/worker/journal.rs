@@ -148,7 +148,9 @@ pub async fn replay(
     let clock = components.clock.clone();
     let meta = open_session(settings, components, attach).await?;
     let journal = JournalSettings { mode, ..JournalSettings::new(journal) };
+    // Others may have written since, when the machine was down or when the session had ended.
     let (data, left) = match mode {
+        _ if session.0 == 0 => after_reboot(settings, &meta, clock, attach, journal).await?,
         Mode::Prefix => after_reboot(settings, &meta, clock, attach, journal).await?,
         Mode::SameBoot => {
             let kept = Kept { journal: Some(journal), ..Kept::default() };

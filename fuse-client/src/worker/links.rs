@@ -40,7 +40,12 @@ pub struct Links {
 impl Links {
     /// Connects to both and says hello to the supervisor; the threads live as long as the process.
     pub fn start(runtime: &Path) -> io::Result<Arc<Links>> {
-        let links = Arc::new(Links { runtime: runtime.into(), own: Mutex::default(), alive: Mutex::default(), copies: Mutex::default() });
+        let links = Arc::new(Links {
+            runtime: runtime.into(),
+            own: Mutex::default(),
+            alive: Mutex::default(),
+            copies: Mutex::default(),
+        });
         for (name, keeper) in [("link-keeper", true), ("link-super", false)] {
             let links = links.clone();
             std::thread::Builder::new().name(name.into()).spawn(move || links.keep(keeper))?;

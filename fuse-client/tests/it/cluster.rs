@@ -111,7 +111,9 @@ impl Cluster {
             cut: AtomicBool::new(false),
             healed: tokio::sync::Notify::new(),
             journal: AtomicU64::new(1),
+            replied: Mutex::default(),
             held: tokio::sync::watch::Sender::new(Hold::default()),
+            lag: AtomicBool::new(false),
         });
         self.internal(Internal::Attach { session, token });
         let mut settings = Settings::new(MountId(session.0), Ino::ROOT);
@@ -223,8 +225,14 @@ pub struct FakeMeta {
     cut: AtomicBool,
     healed: tokio::sync::Notify,
     journal: AtomicU64,
+    /// Numbers that may be forgotten.
+    pub replied: Mutex<Vec<u64>>,
     held: tokio::sync::watch::Sender<Hold>,
+    lag: AtomicBool,
 }
+
+/// Turns of the runtime that a call takes with [`FakeMeta::set_lag`].
+const LAG: u32 = 20;
 
 /// Where a cluster that does not answer is stuck.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -263,7 +271,14 @@ impl FakeMeta {
     pub fn hold(&self, hold: Hold) {
         self.held.send_replace(hold);
     }
+    /// From now on every call takes a few turns of the runtime before and after its execution, like a network.
+    pub fn set_lag(&self) {
+        self.lag.store(true, Ordering::Relaxed);
+    }
     async fn pass(&self, stuck: impl Fn(&Hold) -> bool) {
+        for _ in 0..if self.lag.load(Ordering::Relaxed) { LAG } else { 0 } {
+            tokio::task::yield_now().await;
+        }
         let mut held = self.held.subscribe();
         // An error means that this client is gone.
         let _ = held.wait_for(|h| !stuck(h)).await;
@@ -327,7 +342,9 @@ impl Meta for FakeMeta {
             renewed.await;
         }
     }
-    fn replied(&self, _op: OpId) {}
+    fn replied(&self, op: OpId) {
+        self.replied.lock().push(op.number);
+    }
     fn begin_journal(&self) -> u64 {
         self.journal.fetch_add(1, Ordering::Relaxed)
     }

@@ -149,6 +149,20 @@ async fn a_grant_that_races_an_interrupt_counts_or_is_taken_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_waiting_request_holds_no_acknowledgement_back() {
+    let cluster = Cluster::new();
+    let (a, b) = two(&cluster);
+    let ino = a.put("f", b"x").await.unwrap();
+    a.setlk(ino, all(P, LockOp::Write), false).await.unwrap();
+    let rq = b.rq();
+    b.vfs.register(&rq);
+    b.meta.replied.lock().clear();
+    let waiting = b.vfs.setlk(&rq, ino, 0, all(P, LockOp::Write), false, true);
+    assert!(tokio::time::timeout(Duration::from_secs(5), waiting).await.is_err());
+    assert!(b.meta.replied.lock().contains(&rq.unique), "it issues nothing under its own number");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_close_drops_the_locks_of_its_process_only_and_costs_nothing_without() {
     let cluster = Cluster::new();
     let (a, b) = two(&cluster);
@@ -279,6 +293,23 @@ async fn what_was_written_under_a_lock_is_read_under_the_next() {
         assert!(kernel.0.lock().is_empty(), "nothing changed meanwhile");
         b.setlk(ino, all(P, LockOp::Unlock), flock).await.unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_after_a_resume_waits_for_the_way_to_the_kernels_pages() {
+    let cluster = Cluster::new();
+    let b = cluster.client();
+    let ino = b.put("f", b"x").await.unwrap();
+    let session = Arc::new(cluster.client()).session();
+    let a = Arc::new(cluster.client_of(session, 2, |s| s.resumed = true));
+    let (again, _) = a.setlkw(ino, all(P, LockOp::Write), true);
+    quiet().await;
+    assert!(!again.is_finished());
+    let kernel = Arc::new(Caches::default());
+    a.vfs.set_kernel_caches(kernel.clone());
+    let since = Instant::now();
+    again.await.unwrap().unwrap();
+    assert_eq!((since.elapsed(), kernel.0.lock().clone()), (Duration::ZERO, vec![ino]));
 }
 
 #[tokio::test(start_paused = true)]

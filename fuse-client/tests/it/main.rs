@@ -11,6 +11,8 @@ mod locks;
 #[cfg(target_os = "linux")]
 mod mounted;
 #[cfg(target_os = "linux")]
+mod restarts;
+#[cfg(target_os = "linux")]
 mod resume;
 mod rng;
 mod tree;

@@ -43,7 +43,8 @@ enum AnyMount {
 impl AnyMount {
     fn new(transport: Transport, client: &Client, dir: &Path, runtime: &tokio::runtime::Handle) -> AnyMount {
         if transport == Transport::Fuser {
-            let settings = MountSettings::new(dir, "fusefs#test");
+            let mut settings = MountSettings::new(dir, "fusefs#test");
+            settings.fuser = true;
             return AnyMount::Fuser(mount(&settings, client.vfs.clone(), runtime.clone()).unwrap());
         }
         let kept = Kept::mount(dir, transport == Transport::Slots).unwrap();

@@ -49,7 +49,7 @@ impl Process {
         Process { client, serving, runtime }
     }
     /// The process after the one that `old` was part of.
-    fn after(old: &Client, cluster: &Arc<Cluster>, kept: &Kept, dedupe: bool) -> Process {
+    pub fn after(old: &Client, cluster: &Arc<Cluster>, kept: &Kept, dedupe: bool) -> Process {
         let runtime = runtime();
         let inside = runtime.enter();
         let mount = old.vfs.settings().mount;
@@ -58,6 +58,18 @@ impl Process {
         drop(inside);
         let serving = kept.serve(client.vfs.clone(), runtime.handle().clone(), true);
         Process { client, serving, runtime }
+    }
+    /// Ends it as a SIGKILL would, while applications go on. Each reader takes one more request along; should all
+    /// applications wait already, these are the questions of two more, which end with the successor.
+    pub fn die_at_work(self, root: &Path) -> (Client, [JoinHandle<bool>; 2]) {
+        self.serving.abandon();
+        let last = [1, 2].map(|i| {
+            let path = root.join(format!("absent-{}-{i}", self.client.rq().unique));
+            std::thread::spawn(move || path.exists())
+        });
+        self.serving.wait().unwrap();
+        self.runtime.shutdown_background();
+        (self.client, last)
     }
     /// Ends it as a SIGKILL would, with two more requests in the hands of its readers.
     fn die(self, root: &Path) -> (Client, [JoinHandle<io::Result<()>>; 2]) {

@@ -10,7 +10,7 @@ use crate::{
 };
 use bytes::Bytes;
 use fusefs_types::{
-    Attr, Clock, FsResult, Ino, SessionId,
+    Attr, Clock, FsError, FsResult, Ino, SessionId,
     ids::{Incarnation, OpId},
     ops::Piece,
 };
@@ -130,12 +130,6 @@ impl DataPath {
     pub fn journal(&self) -> Option<&Arc<Journal>> {
         self.log.journal()
     }
-    /// The kernel has sent all requests of the previous client process again: the numbers of those that the journal
-    /// knows may be forgotten.
-    pub fn resumed(&self) {
-        self.log.resumed();
-    }
-
     /// Buffers a write when that needs no waiting (no full buffer, no barrier); None = call [`DataPath::write`].
     pub fn try_write(&self, ino: Ino, offset: u64, data: &Bytes, cx: WriteContext) -> Option<FsResult<()>> {
         self.log.try_write(ino, offset, data, cx)
@@ -195,8 +189,16 @@ impl DataPath {
         grow_to: u64,
         cx: WriteContext,
     ) -> FsResult<Attr> {
-        let _barrier = self.barrier(ino).await?;
-        self.log.commit_pieces(ino, pieces, grow_to, cx).await
+        let barrier = self.barrier(ino).await?;
+        let this = self.clone();
+        // A caller that goes away (an interrupted request) must not leave a commit of unknown outcome behind: the journal
+        // would send it again, behind writes that came after it.
+        let commit = tokio::spawn(async move {
+            let done = this.log.commit_pieces(ino, pieces, grow_to, cx).await;
+            drop(barrier);
+            done
+        });
+        commit.await.unwrap_or(Err(FsError::Io))
     }
     /// An explicit utimens follows: bytes written so far are committed without an mtime (PROTOCOL 37).
     pub async fn set_explicit_mtime(&self, ino: Ino) {

@@ -9,8 +9,11 @@ use super::run::Job;
 use super::session::Server;
 use super::slots::Held;
 use crate::vfs::{LockFlags, Request};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use parking_lot::MutexGuard;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -57,8 +60,16 @@ fn read_private(server: &Arc<Server>) -> io::Result<()> {
         let admitted = admit(server, buffer.bytes().get(..n).unwrap_or_default(), None, false);
         drop(resuming);
         if let Some((message, job)) = admitted {
-            dispatch::dispatch(server, job, &message);
+            serve(server, job, &message);
         }
+    }
+}
+
+/// A fault in the handling of one request must not end a reader: its reply is dropped, which is EIO, and reading goes on.
+pub(super) fn serve(server: &Arc<Server>, job: Job, message: &Message<'_>) {
+    let (unique, opcode) = (job.rq.unique, message.header.opcode);
+    if catch_unwind(AssertUnwindSafe(|| dispatch::dispatch(server, job, message))).is_err() {
+        tracing::error!(unique, opcode, "a request's handler panicked");
     }
 }
 
@@ -88,7 +99,7 @@ fn read_slots(server: &Arc<Server>) -> io::Result<()> {
         // SAFETY: the place is released by the reply only, which `dispatch` gives after its last look at the message.
         let message = unsafe { held.message_apart() };
         if let Some((message, job)) = admit(server, message, Some(held), false) {
-            dispatch::dispatch(server, job, &message);
+            serve(server, job, &message);
         }
     }
 }
@@ -176,7 +187,13 @@ impl Server {
             Ok(n) => Ok(Got::Bytes(n)),
             Err(e) => match e.raw_os_error() {
                 // ENOENT: the request was taken back before it was read.
-                Some(libc::EINTR | libc::EAGAIN | libc::ENOENT) => Ok(Got::Again),
+                Some(libc::EINTR | libc::ENOENT) => Ok(Got::Again),
+                // Whoever shares the open file made it non-blocking.
+                Some(libc::EAGAIN) => {
+                    let mut device = [PollFd::new(self.link.device.as_fd(), PollFlags::POLLIN)];
+                    let _ = nix::poll::poll(&mut device, PollTimeout::NONE); // the next read says what is wrong
+                    Ok(Got::Again)
+                }
                 Some(libc::ENODEV | libc::ECONNABORTED) => {
                     self.connection_ended();
                     Ok(Got::Ended)

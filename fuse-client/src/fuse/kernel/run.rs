@@ -8,7 +8,6 @@ use fusefs_types::FsResult;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -89,17 +88,14 @@ impl Server {
         let Job { rq, reply } = job;
         let mut work = Box::pin(work);
         // The waker does nothing: the runtime polls again after the move and leaves its own.
-        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(&mut Context::from_waker(Waker::noop()))));
-        match polled {
-            Ok(Poll::Ready(result)) => {
+        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => {
                 self.link.stats.add(&self.link.stats.inline_answers);
                 if answer(reply, result) {
                     self.vfs.replied(&rq);
                 }
             }
-            Ok(Poll::Pending) => self.wait_for(Job { rq, reply }, class, work, answer),
-            // The reply is dropped, which is EIO.
-            Err(_) => tracing::error!(unique = rq.unique, "a request's handler panicked"),
+            Poll::Pending => self.wait_for(Job { rq, reply }, class, work, answer),
         }
     }
 
@@ -126,10 +122,10 @@ impl Server {
                 }
                 Waited::Gone(errno) => {
                     drop(entered);
-                    let delivered = reply.error(errno);
                     if errno == libc::EINTR {
                         server.link.stats.add(&server.link.stats.interrupted);
                     }
+                    let delivered = reply.error(errno);
                     if errno == libc::EINTR && class != Class::Query {
                         let _ = work.await; // nobody wants to know, but it has to come to its end
                     }
@@ -147,8 +143,9 @@ impl Server {
     {
         let limit = async {
             match self.io_timeout {
-                Some(limit) => sleep_until(Instant::now() + limit).await,
-                None => std::future::pending().await,
+                // A lock may be held as long as its owner likes.
+                Some(limit) if class != Class::Lock => sleep_until(Instant::now() + limit).await,
+                _ => std::future::pending().await,
             }
         };
         tokio::select! {

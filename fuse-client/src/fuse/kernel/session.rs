@@ -2,7 +2,6 @@
 
 use super::abi;
 use super::decode::{Header, Message};
-use super::dispatch;
 use super::encode::Root;
 use super::init::{InitRecord, Negotiated, resend};
 use super::locks::Locks;
@@ -174,7 +173,7 @@ impl Server {
         }
         self.vfs.resumed();
         for (message, job) in admitted {
-            dispatch::dispatch(self, job, &message);
+            reader::serve(self, job, &message);
         }
         Ok(())
     }

@@ -97,15 +97,16 @@ pub struct JournalSettings {
     pub ignore_trunc_seq: bool,
 }
 
-/// Environment variable that plants a bug, read once when a journal is given to a data path. The only value is
-/// `replay_ignores_trunc_seq`: truncated bytes come back after a restart. The kill tests use it to show that they
-/// would notice.
+/// Environment variable that plants bugs (a list with commas), read once when a journal is given to a data path; never
+/// in a release build. `replay_ignores_trunc_seq`: truncated bytes come back after a restart. The kill tests use it to
+/// show that they would notice.
 pub const PLANT: &str = "FUSEFS_PLANT";
 
 impl JournalSettings {
     /// A journal of this boot.
     pub fn new(journal: Journal) -> JournalSettings {
-        let ignore_trunc_seq = std::env::var_os(PLANT).is_some_and(|v| v == "replay_ignores_trunc_seq");
+        let list = std::env::var_os(PLANT).filter(|_| cfg!(debug_assertions)).unwrap_or_default();
+        let ignore_trunc_seq = list.to_string_lossy().split(',').any(|bug| bug == "replay_ignores_trunc_seq");
         if ignore_trunc_seq {
             tracing::error!("{PLANT} is set: this client brings truncated bytes back on purpose");
         }

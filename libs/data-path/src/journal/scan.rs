@@ -299,6 +299,8 @@ pub(super) fn settle(
         let done = settled.get(&r.ino).copied().unwrap_or(0).max(header.void);
         let keep = match r.kind {
             Kind::Write | Kind::ExplicitMtime => r.lsn > done,
+            // Its bytes may have gone another way, in another session.
+            Kind::Intent if r.at > 0 && r.at <= done => false,
             Kind::Intent => r.lsn > header.void && !finished.contains(&r.number),
             _ => false,
         };

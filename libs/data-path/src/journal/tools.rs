@@ -76,7 +76,7 @@ fn preallocate(file: &File, bytes: u64) -> io::Result<()> {
 pub fn holder(first: &File) -> io::Result<Option<i32>> {
     let mut lock = whole_file();
     fcntl(first, FcntlArg::F_GETLK(&mut lock))?;
-    Ok((i32::from(lock.l_type) != libc::F_UNLCK as i32).then_some(lock.l_pid))
+    Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some(lock.l_pid))
 }
 
 fn read(files: &[File]) -> Result<(Header, Recovered), JournalError> {

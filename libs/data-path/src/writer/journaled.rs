@@ -9,13 +9,13 @@ use crate::journal::{
     ReplayStats, encode_commit,
 };
 use bytes::Bytes;
-use fusefs_types::{FsError, Hlc, Ino, Time};
+use fusefs_types::{FsError, Hlc, Ino, SessionId, Time};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
 };
 use tokio::sync::Notify;
@@ -35,9 +35,9 @@ pub(super) struct Journaled {
     pub replayed: ReplayStats,
     pub payload_max: usize,
     mode: AtomicU8,
-    /// Writes that are in the journal already, while the kernel may send them again: (request, offset, bytes).
-    requests: Mutex<HashSet<(u64, u64, u32)>>,
-    remembered: AtomicUsize,
+    /// Writes that were in the journal at the start: (request, offset, bytes). Kept for good: a request that was sent
+    /// again may wait long before it gets here, and numbers never repeat in a connection.
+    requests: HashSet<(u64, u64, u32)>,
     /// Requests of other kinds that were answered.
     outcomes: Mutex<HashMap<u64, Outcome>>,
     /// Room is short.
@@ -45,26 +45,29 @@ pub(super) struct Journaled {
 }
 
 impl Journaled {
-    pub fn recover(settings: JournalSettings) -> Result<(Journaled, Recovered), JournalError> {
+    /// Reads the journal for a client of `session`.
+    pub fn recover(settings: JournalSettings, session: SessionId) -> Result<(Journaled, Recovered), JournalError> {
         let JournalSettings { journal, mode, ignore_trunc_seq } = settings;
         let mut recovered = journal.recover(mode, ignore_trunc_seq)?;
+        let before = journal.header().session;
+        if before != SessionId(0) && before != session {
+            // Nobody remembers the answers of another session: its commits would be executed a second time. What they
+            // cover is pending like everything else.
+            for intent in recovered.pending.values_mut().flat_map(|p| p.intents.drain(..)) {
+                journal.release(&[intent.place]);
+            }
+        }
         let requests = std::mem::take(&mut recovered.requests);
         let this = Journaled {
             payload_max: journal.payload_max(),
             journal: Arc::new(journal),
             replayed: recovered.stats,
             mode: AtomicU8::new(HEALTHY),
-            remembered: AtomicUsize::new(requests.len()),
-            requests: Mutex::new(requests),
+            requests,
             outcomes: Mutex::new(std::mem::take(&mut recovered.outcomes)),
             wake: Notify::new(),
         };
         Ok((this, recovered))
-    }
-    pub fn forget_requests(&self) {
-        *self.requests.lock() = HashSet::new();
-        *self.outcomes.lock() = HashMap::new();
-        self.remembered.store(0, Ordering::Release);
     }
     fn mode(&self) -> u8 {
         self.mode.load(Ordering::Acquire)
@@ -81,10 +84,7 @@ impl Shared {
     /// Whether this very write is in the journal of an earlier client process.
     pub(super) fn written_before(&self, offset: u64, data: &Bytes, cx: &WriteContext) -> bool {
         let Some(j) = self.journal.as_ref().filter(|_| cx.resent && cx.unique != 0) else { return false };
-        if j.remembered.load(Ordering::Acquire) == 0 {
-            return false;
-        }
-        let known = j.requests.lock().contains(&(cx.unique, offset, data.len() as u32));
+        let known = j.requests.contains(&(cx.unique, offset, data.len() as u32));
         if known {
             j.journal.stats().deduped.fetch_add(1, Ordering::Relaxed);
         }

@@ -240,7 +240,7 @@ impl MemoryLog {
     ///
     /// Errors: those of [`Journal::recover`](crate::journal::Journal::recover); none without a journal.
     pub fn new(mut p: Parts) -> Result<MemoryLog, JournalError> {
-        Ok(match p.journal.take().map(journaled::Journaled::recover).transpose()? {
+        Ok(match p.journal.take().map(|j| journaled::Journaled::recover(j, p.session)).transpose()? {
             Some((journal, recovered)) => Self::start(p, Some(journal), recovered),
             None => Self::in_memory(p),
         })
@@ -249,7 +249,7 @@ impl MemoryLog {
     /// whose bytes stay in the journal are returned.
     pub async fn after_reboot(mut p: Parts) -> Result<(MemoryLog, Vec<Ino>), JournalError> {
         let Some(journal) = p.journal.take() else { return Ok((Self::in_memory(p), Vec::new())) };
-        let (journal, mut recovered) = journaled::Journaled::recover(journal)?;
+        let (journal, mut recovered) = journaled::Journaled::recover(journal, p.session)?;
         let left = reboot::screen(&*p.sink, &mut recovered).await;
         Ok((Self::start(p, Some(journal), recovered), left))
     }
@@ -299,12 +299,6 @@ impl MemoryLog {
     /// The journal below.
     pub fn journal(&self) -> Option<&Arc<crate::journal::Journal>> {
         self.shared.journal.as_ref().map(|j| &j.journal)
-    }
-    /// Every request that the kernel sent again has been read: the memory of old ones may go.
-    pub fn resumed(&self) {
-        if let Some(j) = &self.shared.journal {
-            j.forget_requests();
-        }
     }
     /// Counters.
     pub fn stats(&self) -> &WriteStats {

@@ -7,12 +7,16 @@
 use super::{Disk, Life, Torn};
 use crate::rig::body;
 use fusefs_data_path::{
-    Settings, WriteContext,
+    MetaSink, Settings, WriteContext,
     journal::ReplayStats,
     object::{FaultPlan, Faulty, MemoryStore, RetryPolicy, Retrying},
-    testing::{ModelSink, SinkFaults},
+    testing::{ModelSink, OtherClient, SinkFaults},
 };
-use fusefs_types::{Ino, Time, ids::OpId, ops::Piece};
+use fusefs_types::{
+    Ino, Time,
+    ids::OpId,
+    ops::{CommitFile, Piece},
+};
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, hash_map::DefaultHasher},
@@ -40,7 +44,7 @@ fn op() -> impl Strategy<Value = Op> {
     let ino = || 0usize..3;
     prop_oneof![
         10 => (ino(), 0u64..60_000, 1usize..9_000).prop_map(|(ino, at, len)| Op::Write { ino, at, len }),
-        3 => (ino(), 0u64..200_000, 17_000usize..90_000).prop_map(|(ino, at, len)| Op::Write { ino, at, len }),
+        3 => (ino(), 0u64..200_000, 17_000usize..220_000).prop_map(|(ino, at, len)| Op::Write { ino, at, len }),
         2 => (ino(), 1usize..30_000).prop_map(|(ino, len)| Op::Append { ino, len }),
         3 => (ino(), 0u64..60_000).prop_map(|(ino, size)| Op::Truncate { ino, size: size / 20_000 * 10_000 }),
         2 => (ino(), 0u64..60_000, 1u64..50_000).prop_map(|(ino, at, len)| Op::Punch { ino, at, len }),
@@ -141,7 +145,7 @@ impl World {
             }
         });
         let settings = Settings { dirty_bytes_max: 600_000, ..Settings::default() };
-        let life = Life::over(settings, sink, bodies, retrying, Disk::new(5, FILE_BYTES));
+        let life = Life::over(settings, sink, bodies, retrying, Disk::new(4 + (seed % 2) as usize, FILE_BYTES));
         let (model, mtime) = (vec![Vec::new(); 3], vec![None; 3]);
         let mut world =
             World { life, faulty, model, mtime, watched, seed, kills_left: kills, totals: Totals::default(), n: 0 };
@@ -300,12 +304,12 @@ impl World {
     }
     /// What an application would see.
     async fn compare(&mut self, op: &Op) {
-        for i in 0..3 {
+        for (i, ino) in INOS.into_iter().enumerate() {
             let disk = self.life.disk.clone();
             let seen = tokio::select! {
                 biased;
                 () = disk.died.notified() => { disk.died.notify_one(); return }
-                seen = self.life.path.read(INOS[i], 0, 1 << 20) => seen.expect("read"),
+                seen = self.life.path.read(ino, 0, 1 << 20) => seen.expect("read"),
             };
             if seen != self.model[i] {
                 let first = seen.iter().zip(&self.model[i]).position(|(a, b)| a != b);
@@ -315,8 +319,8 @@ impl World {
                     self.model[i].len()
                 );
             }
-            let attr = self.life.sink.attr(INOS[i]).expect("attr");
-            let dirty = self.life.path.dirty_attr(INOS[i]);
+            let attr = self.life.sink.attr(ino).expect("attr");
+            let dirty = self.life.path.dirty_attr(ino);
             assert_eq!(attr.size.max(dirty.map_or(0, |d| d.size)), self.model[i].len() as u64, "size after {op:?}");
             if let Some(want) = self.mtime[i] {
                 assert_eq!(dirty.and_then(|d| d.mtime).unwrap_or(attr.mtime), want, "mtime after {op:?}");
@@ -333,10 +337,10 @@ impl World {
         self.faulty.set(|p| *p = FaultPlan::default());
         self.life.sink.faults(SinkFaults::default());
         self.life.path.sync_all().await.expect("everything is committed");
-        for i in 0..3 {
-            assert!(self.life.sink.content(INOS[i], &self.life.bodies) == self.model[i], "file {i} is complete");
+        for (i, ino) in INOS.into_iter().enumerate() {
+            assert!(self.life.sink.content(ino, &self.life.bodies) == self.model[i], "file {i} is complete");
             if let Some(want) = self.mtime[i] {
-                assert_eq!(self.life.sink.attr(INOS[i]).expect("attr").mtime, want, "mtime of file {i}");
+                assert_eq!(self.life.sink.attr(ino).expect("attr").mtime, want, "mtime of file {i}");
             }
         }
         assert_eq!(self.watched.lock().unwrap().broken, None, "not a prefix of the history");
@@ -392,7 +396,7 @@ fn script(seed: u64) -> Vec<Op> {
             2 => Op::Utimens { ino },
             3 => Op::Punch { ino, at: 1000, len: 3000 },
             4 => Op::Fsync { ino },
-            _ => Op::Write { ino, at: 0, len: 60_000 },
+            _ => Op::Write { ino, at: 0, len: 240_000 },
         });
         ops.push(Op::Advance { ms: 500 + 700 * (i % 4) });
     }
@@ -424,7 +428,59 @@ fn the_interesting_things_happen() {
         sum.add(&check(&ops, seed, 30, None));
     }
     println!("{sum:?}");
-    let seen = [sum.kills, sum.replayed.writes, sum.replayed.intents, sum.replayed.torn, sum.resent, sum.deduped];
+    let replayed = [sum.replayed.writes, sum.replayed.intents, sum.replayed.torn];
+    let seen = [&replayed[..], &[sum.kills, sum.resent, sum.deduped, sum.full]].concat();
     assert!(seen.iter().all(|n| *n > 10), "{sum:?}");
     assert!(sum.stored > 5 && sum.foreign > 5, "stored replies answered, foreign objects were refused: {sum:?}");
+}
+
+/// Killed when the commit was executed and its answer not yet recorded; then another client overwrites the bytes. The
+/// next client process sends the commit again and must not execute it again.
+#[tokio::test(start_paused = true)]
+async fn an_executed_commit_does_not_overwrite_what_came_after_it() {
+    for len in [500, 50_000] {
+        let mut life = Life::begin(Settings::default(), 1, Disk::new(5, FILE_BYTES));
+        life.sink.create(INOS[0]);
+        let records = (len as u64).div_ceil((FILE_BYTES - 4096) / 4);
+        life.path.write(INOS[0], 0, body(len, 1).into(), WriteContext::default()).await.expect("write");
+        assert!(life.disk.writes() > records);
+        life.disk.kill_at(2, Torn::Nothing); // 1 = intent, 2 = done
+        let disk = life.disk.clone();
+        tokio::select! { biased; () = disk.died.notified() => {}, r = life.path.fsync(INOS[0]) => panic!("{r:?}") }
+        assert_eq!(life.sink.content(INOS[0], &life.bodies), body(len, 1), "executed");
+        let other = OtherClient::new(life.sink.clone(), 1);
+        let piece = Piece::Inline { offset: 0, bytes: body(400, 2).into() };
+        let file =
+            CommitFile { ino: INOS[0], trunc_seq: 0, pieces: vec![piece], mtime: None, grow_to: 0, kill_priv: false };
+        other.commit(other.begin(), file).await.expect("another client");
+        life.restart().expect("restart");
+        assert_eq!(life.path.replayed().intents, 1);
+        life.path.sync_all().await.expect("sync");
+        let mut want = body(len, 1);
+        want[..400].copy_from_slice(&body(400, 2));
+        assert!(life.sink.content(INOS[0], &life.bodies) == want, "{len} bytes: executed once");
+        assert_eq!(life.path.read(INOS[0], 0, 1 << 20).await.expect("read"), want);
+    }
+}
+
+/// A write that was visible must not happen a second time, however late its repetition comes.
+#[tokio::test(start_paused = true)]
+async fn a_repeated_write_does_not_come_back_after_a_truncation() {
+    let mut life = Life::begin(Settings::default(), 1, Disk::new(5, FILE_BYTES));
+    life.sink.create(INOS[0]);
+    let cx = WriteContext { unique: 10, ..WriteContext::default() };
+    life.path.write(INOS[0], 0, body(500, 1).into(), cx).await.expect("write");
+    life.kill();
+    assert_eq!(life.path.read(INOS[0], 0, 1000).await.expect("read").len(), 500, "somebody saw it");
+    let barrier = life.path.truncate_barrier(INOS[0], 0).await.expect("barrier");
+    life.sink.set_size(INOS[0], 0).expect("set size");
+    barrier.truncated(1);
+    drop(barrier);
+    let cx = WriteContext { resent: true, ..cx };
+    life.path.write(INOS[0], 0, body(500, 1).into(), cx).await.expect("sent again");
+    assert_eq!(life.path.read(INOS[0], 0, 1000).await.expect("read").len(), 0);
+    let other = WriteContext { unique: 12, ..cx };
+    life.path.write(INOS[0], 0, body(500, 1).into(), other).await.expect("another request of the dead client");
+    assert_eq!(life.path.read(INOS[0], 0, 1000).await.expect("read").len(), 500);
+    assert_eq!(life.path.journal().expect("journal").stats().deduped.load(Relaxed), 1);
 }

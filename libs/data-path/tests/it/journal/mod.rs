@@ -162,10 +162,13 @@ impl Mortal {
 #[async_trait]
 impl MetaSink for Mortal {
     fn begin(&self) -> u64 {
-        self.sink.begin()
+        // What is left of a dead process in this one says nothing more.
+        if self.disk.killed() { u64::MAX } else { self.sink.begin() }
     }
     fn resume(&self, unfinished: &[u64]) {
-        self.sink.resume(unfinished);
+        if !self.disk.killed() {
+            self.sink.resume(unfinished);
+        }
     }
     fn settled(&self, number: u64) {
         if !self.disk.killed() {

@@ -1,9 +1,10 @@
 //! A journal that outlived its machine.
 
-use super::{Disk, Life};
+use super::{Disk, Life, Torn};
 use crate::rig::body;
 use fusefs_data_path::{Settings, WriteContext};
-use fusefs_types::Ino;
+use fusefs_types::{Ino, SessionId};
+use std::sync::atomic::Ordering::Relaxed;
 
 const F: Ino = Ino(100);
 const G: Ino = Ino(101);
@@ -90,4 +91,27 @@ async fn a_file_that_somebody_changed_stays_in_the_journal() {
     assert_eq!(life.sink.content(G, &life.bodies), body(100, 3));
     life.disk.kill();
     assert_eq!(life.reboot(life.disk.image()).await, [F], "it can still be exported");
+}
+
+/// The session of the killed client is over: in another one, its commits would be executed again without notice.
+#[tokio::test(start_paused = true)]
+async fn commits_of_another_session_are_not_sent_again() {
+    let mut life = begin();
+    write(&life, F, 0, body(900, 1)).await;
+    life.disk.kill_at(2, Torn::Nothing); // 1 = intent, 2 = done
+    let disk = life.disk.clone();
+    tokio::select! { biased; () = disk.died.notified() => {}, r = life.path.fsync(F) => panic!("{r:?}") }
+    assert_eq!(life.sink.content(F, &life.bodies), body(900, 1), "executed");
+    let ended = Disk::from(life.disk.image());
+    ended.open().expect("open").set_session(SessionId(1), 0).expect("header");
+    assert_eq!(life.reboot(ended.image()).await, [F], "the version is not what the journal knows");
+    assert_eq!(life.path.journal().expect("journal").stats().resent.load(Relaxed), 0);
+    life.disk.kill();
+    life.restart_on(ended.image()).expect("restart");
+    life.path.sync_all().await.expect("sync");
+    assert_eq!(life.path.journal().expect("journal").stats().resent.load(Relaxed), 0);
+    assert_eq!(life.sink.content(F, &life.bodies), body(900, 1));
+    life.kill();
+    let r = life.path.replayed();
+    assert_eq!((r.writes, r.intents), (0, 0), "and the old commit is not pending any more");
 }

@@ -75,10 +75,13 @@ async fn a_file_that_cannot_be_committed_does_not_stop_the_ring() {
     r.write(A, 0, body(9_000, 1)).await.expect("write");
     r.life.path.set_explicit_mtime(A).await;
     r.life.sink.set_mtime(A, Time(5)).expect("utimens");
-    r.write(A, 4_000, body(100, 2)).await.expect("write");
     let mut want = body(9_000, 1);
     want[4_000..4_100].copy_from_slice(&body(100, 2));
     for i in 0..120u8 {
+        if i == 6 {
+            // In a later segment than what it overwrites: that is copied behind it.
+            r.write(A, 4_000, body(100, 2)).await.expect("write");
+        }
         let done = timeout(Duration::from_secs(60), async {
             r.write(B, 0, body(25_000, i)).await.expect("write");
             r.life.path.fsync(B).await.expect("fsync");
@@ -97,6 +100,26 @@ async fn a_file_that_cannot_be_committed_does_not_stop_the_ring() {
     assert_eq!((r.content(A), r.content(B)), (want, body(25_000, 119)));
     r.life.kill();
     assert_eq!(r.life.path.replayed().writes, 0);
+}
+
+/// The record that took the mtime away is long gone when the copy is read.
+#[tokio::test(start_paused = true)]
+async fn a_copied_write_keeps_no_mtime_that_was_taken_from_it() {
+    let mut r = Ring::new(5);
+    r.life.sink.faults(SinkFaults { stuck: Some(A), ..SinkFaults::default() });
+    // The first commit hangs, the second batch waits behind it.
+    for at in [0, 9_000] {
+        r.write(A, at, body(9_000, 1)).await.expect("write");
+        r.life.path.set_explicit_mtime(A).await;
+        assert!(timeout(Duration::from_secs(1), r.life.path.fsync(A)).await.is_err(), "stuck");
+    }
+    for i in 0..60u8 {
+        r.write(B, 0, body(25_000, i)).await.expect("write");
+        r.life.path.fsync(B).await.expect("fsync");
+    }
+    assert!(r.stat(|s| s.copied.load(Relaxed)) > 0 && r.stat(|s| s.freed.load(Relaxed)) > 5);
+    r.life.kill();
+    assert_eq!(r.life.path.dirty_attr(A).map(|d| (d.size, d.mtime)), Some((18_000, None)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -239,4 +262,27 @@ async fn without_the_barrier_record_the_server_clips() {
     assert_eq!(r.life.path.replayed().writes, 1);
     r.life.path.sync_all().await.expect("sync");
     assert_eq!(r.content(A), b"");
+}
+
+/// The caller of a hole punch is interrupted while its commit is on the way.
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_hole_is_finished_before_later_writes() {
+    let mut r = Ring::new(4);
+    r.write(A, 0, body(500, 1)).await.expect("write");
+    r.life.path.fsync(A).await.expect("fsync");
+    r.life.sink.faults(SinkFaults { latency_max: Duration::from_secs(100), ..SinkFaults::default() });
+    let hole = vec![fusefs_types::ops::Piece::Hole { offset: 0, len: 100 }];
+    let punch = r.life.path.commit_pieces(A, hole, 0, WriteContext { unique: 4, ..WriteContext::default() });
+    assert!(timeout(Duration::from_nanos(1), punch).await.is_err(), "given up");
+    r.write(A, 0, body(50, 2)).await.expect("write");
+    r.life.path.fsync(A).await.expect("fsync");
+    let mut want = body(500, 1);
+    want[..100].fill(0);
+    want[..50].copy_from_slice(&body(50, 2));
+    assert_eq!(r.content(A), want);
+    assert_eq!(r.life.sink.outstanding(), []);
+    r.life.kill();
+    assert_eq!(r.life.path.replayed().intents, 0);
+    r.life.path.sync_all().await.expect("sync");
+    assert_eq!(r.content(A), want);
 }
