@@ -79,7 +79,8 @@ mod linux {
         let client = Cluster::new().client_with(|s| (s.attr_validity, s.entry_validity) = (hour, hour));
         drop(inside);
         if which == 2 {
-            let settings = MountSettings::new(dir.path(), "fusefs#bench");
+            let mut settings = MountSettings::new(dir.path(), "fusefs#bench");
+            settings.fuser = true;
             let mounted = mount(&settings, client.vfs.clone(), runtime.handle().clone()).unwrap();
             let costs = measure(dir.path());
             unmount(dir.path()).unwrap();

@@ -322,8 +322,8 @@ impl Filesystem for Adapter {
     ) {
         // Nobody waits for the answer, which comes when the cluster knows of the close of an orphan.
         let ino = self.root.ino(ino);
-        let op = |vfs: Arc<Vfs>, _: Arc<Request>| async move {
-            vfs.release(ino, fh.0).await;
+        let op = |vfs: Arc<Vfs>, rq: Arc<Request>| async move {
+            vfs.release(&rq, ino, fh.0).await;
             Ok(())
         };
         self.run(rq, op, empty(reply));

@@ -10,10 +10,17 @@ use fusefs_types::{
 };
 
 /// Takes an open back unless it succeeded.
-struct Opening<'a> {
+pub(super) struct Opening<'a> {
     vfs: &'a Vfs,
     ino: Ino,
     keep: bool,
+}
+
+impl Opening<'_> {
+    /// It succeeded.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
 }
 
 impl Drop for Opening<'_> {
@@ -26,6 +33,12 @@ impl Drop for Opening<'_> {
 }
 
 impl Vfs {
+    /// Notes an open under way, before the cluster is asked or as soon as the inode is known.
+    pub(super) fn opening(&self, ino: Ino) -> Opening<'_> {
+        self.open.opening(ino);
+        Opening { vfs: self, ino, keep: false }
+    }
+
     /// Opens a file. Always 1 RPC: close-to-open consistency asks for attributes as of now. The kernel keeps its pages
     /// only if the file has not changed since they were read.
     pub async fn open(&self, rq: &Request, ino: Ino, flags: i32) -> FsResult<Opened> {
@@ -35,8 +48,7 @@ impl Vfs {
         } else {
             self.gate().await?;
         }
-        self.open.opening(ino);
-        let mut opening = Opening { vfs: self, ino, keep: false };
+        let opening = self.opening(ino);
         self.miss();
         let sent = self.now();
         let ReadReply::Attr(attr) = self.meta.read(Read::Open { ino, write }).await? else {
@@ -47,14 +59,22 @@ impl Vfs {
         if !keep_cache {
             self.inodes.set_pages(ino, attr.change);
         }
-        opening.keep = true;
-        Ok(self.opened(rq, ino, flags, keep_cache, true))
+        let opened = self.opened(rq, ino, flags, keep_cache, true);
+        opening.keep();
+        Ok(opened)
     }
 
     /// Last reference to a handle is gone. 0 RPCs, unless the cluster asked who holds the inode and waits to hear of the
     /// last close. Bytes written through a mapping after the last close are committed in the background.
-    pub async fn release(&self, ino: Ino, fh: u64) {
-        if Handle::unpack(fh).is_some() && self.open.release(ino, fh) {
+    ///
+    /// A release that is sent again may have ended its handle in an earlier process, without a word to the cluster: that
+    /// is told now if nothing else is open.
+    pub async fn release(&self, rq: &Request, ino: Ino, fh: u64) {
+        if Handle::unpack(fh).is_none() {
+            return;
+        }
+        let awaited = self.open.release(ino, fh);
+        if awaited || (rq.resent && !self.open.is_open(ino)) {
             self.tell_closed(ino).await;
         }
     }

@@ -168,6 +168,10 @@ impl OpenTable {
         }
         s.closed(ino)
     }
+    /// Whether a handle of the inode is open, or an open is under way.
+    pub fn is_open(&self, ino: Ino) -> bool {
+        self.state.lock().open.contains_key(&ino)
+    }
     /// Whether the inode is open. While a create-and-open is under way its inode number is not known yet, so every
     /// answer is "yes" then; [`OpenTable::mistaken`] corrects it.
     pub fn holds(&self, ino: Ino) -> bool {

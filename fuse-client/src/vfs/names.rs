@@ -1,6 +1,7 @@
 //! Operations that change names: create, mknod, mkdir, symlink, link, unlink, rmdir, rename. Each is one mutation, so
 //! one RPC (PROTOCOL 15); directory replies keep the caches right.
 
+use super::files::Opening;
 use super::{Entry, Opened, Request, Vfs, dcache::Known, unexpected};
 use bytes::Bytes;
 use fusefs_types::{
@@ -25,9 +26,10 @@ impl Vfs {
         let exclusive = flags & libc::O_EXCL != 0;
         let creating = self.open.creating();
         let made = self.make(rq, parent, &Name::new(name)?, NewNode::File, mode, exclusive).await;
-        if let Ok((attr, _, false)) = &made {
-            self.open.opening(attr.ino);
-        }
+        let opening = match &made {
+            Ok((attr, _, false)) => Some(self.opening(attr.ino)),
+            _ => None,
+        };
         drop(creating);
         for ino in self.open.mistaken() {
             self.tell_closed(ino).await;
@@ -39,7 +41,9 @@ impl Vfs {
         }
         let entry = self.entry(&attr, sent);
         self.inodes.set_pages(attr.ino, attr.change);
-        Ok((entry, self.opened(rq, attr.ino, flags, true, true)))
+        let opened = self.opened(rq, attr.ino, flags, true, true);
+        opening.into_iter().for_each(Opening::keep);
+        Ok((entry, opened))
     }
 
     /// Makes the handle of an opened file; `counted` = the table knows of an open under way.

@@ -54,7 +54,7 @@ impl Client {
     }
     pub async fn close(&self, ino: Ino, fh: u64) -> FsResult<()> {
         let result = self.vfs.flush(&self.rq(), ino).await;
-        self.vfs.release(ino, fh).await;
+        self.vfs.release(&self.rq(), ino, fh).await;
         result
     }
     pub async fn pwrite(&self, ino: Ino, fh: u64, at: u64, data: &[u8], flags: i32) -> FsResult<u32> {

@@ -29,7 +29,7 @@ async fn the_kernel_keeps_its_pages_only_of_an_unchanged_file() {
     let ino = a.put("f", b"one").await.unwrap();
     let open = async |c: &Client| {
         let o = c.vfs.open(&c.rq(), ino, libc::O_RDONLY).await.unwrap();
-        c.vfs.release(ino, o.fh).await;
+        c.vfs.release(&c.rq(), ino, o.fh).await;
         o.keep_cache
     };
     assert!(!open(&b).await, "nothing read yet");
@@ -57,7 +57,7 @@ async fn names_and_attributes_are_never_older_than_their_validity() {
             let present =
                 match writer.vfs.create(&writer.rq(), dir, Bytes::from(name.clone()), 0o600, libc::O_EXCL).await {
                     Ok((e, o)) => {
-                        writer.vfs.release(e.attr.ino, o.fh).await;
+                        writer.vfs.release(&writer.rq(), e.attr.ino, o.fh).await;
                         true
                     }
                     Err(FsError::Exists) => {
@@ -73,7 +73,7 @@ async fn names_and_attributes_are_never_older_than_their_validity() {
             cluster.clock.advance_ms(500);
             let own = Bytes::from(format!("own{step}"));
             let (e, o) = reader.vfs.create(&reader.rq(), dir, own, 0o600, libc::O_EXCL).await.unwrap();
-            reader.vfs.release(e.attr.ino, o.fh).await;
+            reader.vfs.release(&reader.rq(), e.attr.ino, o.fh).await;
             cluster.clock.advance_ms(500);
             let seen = reader.look(dir, &name).await.unwrap().is_some();
             assert_eq!(seen, present, "seed {seed} step {step}: {name} is stale after its validity");

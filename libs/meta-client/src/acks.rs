@@ -13,7 +13,8 @@ use fusefs_types::{
     PartitionId,
     ids::{AckRange, MountId, OpId, Origin},
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
+use tokio::time::Instant;
 
 /// Replies left at a partition before it is told about them.
 const BATCH: u32 = 32;
@@ -37,8 +38,27 @@ struct Counter {
     /// Highest number done; it is acknowledged only two batches later, when readers have begun what they held.
     highest: u64,
     candidate: u64,
+    /// When the candidate was taken.
+    since: Option<Instant>,
     settled: u64,
     done: u32,
+}
+
+impl Counter {
+    /// Two batches and at least `hold` after a number was the highest, readers have registered what they held then: a
+    /// thread that was not scheduled for so long is not to be expected.
+    fn settle(&mut self, hold: Duration) {
+        self.done = 0;
+        if !hold.is_zero() {
+            let now = Instant::now();
+            if self.since.is_some_and(|t| now.duration_since(t) < hold) {
+                return;
+            }
+            self.since = Some(now);
+        }
+        self.settled = self.candidate;
+        self.candidate = self.highest;
+    }
 }
 
 #[derive(Default)]
@@ -56,12 +76,15 @@ pub(crate) struct Acks {
     stored: BTreeMap<PartitionId, Stored>,
     /// Nothing may be acknowledged yet.
     resuming: bool,
+    /// Age of a kernel request's number before it may be acknowledged.
+    hold: Duration,
 }
 
 impl Acks {
-    /// `resuming`: another process served this mount before.
-    pub fn new(mount: MountId, resuming: bool) -> Acks {
-        Acks { mount, resuming, ..Acks::default() }
+    /// `resuming`: another process served this mount before. `hold`: age of a kernel request's number before it may be
+    /// acknowledged.
+    pub fn new(mount: MountId, resuming: bool, hold: Duration) -> Acks {
+        Acks { mount, resuming, hold, ..Acks::default() }
     }
 
     /// A request was read from the kernel: its number is outstanding from now on, whatever it turns out to do.
@@ -129,9 +152,7 @@ impl Acks {
         counter.highest = counter.highest.max(op.number);
         counter.done += 1;
         if counter.done >= BATCH {
-            counter.done = 0;
-            counter.settled = counter.candidate;
-            counter.candidate = counter.highest;
+            counter.settle(if op.origin == Origin::Fuse { self.hold } else { Duration::ZERO });
         }
         for fresh in steps.into_iter().filter_map(|(_, substitute)| substitute) {
             self.done(fresh);
@@ -201,7 +222,7 @@ mod tests {
 
     #[test]
     fn everything_below_the_lowest_outstanding_goes() {
-        let mut acks = Acks::new(MountId(7), false);
+        let mut acks = Acks::new(MountId(7), false, Duration::ZERO);
         run(&mut acks, (1..=8).map(|n| n * 2));
         assert_eq!(acks.take(P), [], "few replies are not worth a range");
         acks.begin(op(101));
@@ -219,9 +240,21 @@ mod tests {
         assert_eq!(acks.take(PartitionId(2)), [], "nothing is stored there");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn young_numbers_are_held_back() {
+        let hold = Duration::from_secs(1);
+        let mut acks = Acks::new(MountId(7), false, hold);
+        run(&mut acks, (1..=500).map(|n| n * 2));
+        assert_eq!(acks.take(P), [], "a reader may hold an older one that it has not registered yet");
+        tokio::time::advance(hold).await;
+        run(&mut acks, (501..=540).map(|n| n * 2));
+        let last = acks.take(P)[0].last;
+        assert!((64..=1000).contains(&last), "{last}");
+    }
+
     #[test]
     fn stuck_operations_are_gone_around() {
-        let mut acks = Acks::new(MountId(7), false);
+        let mut acks = Acks::new(MountId(7), false, Duration::ZERO);
         acks.begin(op(3));
         run(&mut acks, 10..=5000);
         let ranges = acks.take(P);
@@ -232,7 +265,7 @@ mod tests {
     #[test]
     fn a_substitute_is_kept_and_used_only_when_nothing_ran() {
         let fresh = OpId { origin: Origin::Internal, ..op(1) };
-        let mut acks = Acks::new(MountId(7), false);
+        let mut acks = Acks::new(MountId(7), false, Duration::ZERO);
         assert_eq!(acks.begin(op(5)), op(5));
         assert!(acks.substitute(op(5), fresh));
         assert_eq!(acks.begin(op(5)), fresh);
@@ -247,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_successor_acknowledges_nothing_before_it_knows_what_is_sent_again() {
-        let mut acks = Acks::new(MountId(7), true);
+        let mut acks = Acks::new(MountId(7), true, Duration::ZERO);
         acks.register(op(10), true);
         run(&mut acks, (100..=300).map(|n| n * 2));
         assert_eq!(acks.take(P), [], "a request that was not read yet could be covered");
@@ -262,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_request_sent_again_never_runs_under_another_id() {
-        let mut acks = Acks::new(MountId(7), true);
+        let mut acks = Acks::new(MountId(7), true, Duration::ZERO);
         let fresh = OpId { origin: Origin::Internal, ..op(1) };
         acks.register(op(5), true);
         acks.begin(OpId { step: 1, ..op(5) });

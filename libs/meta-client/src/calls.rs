@@ -20,13 +20,19 @@ pub struct Settings {
     pub io_timeout: Option<Duration>,
     /// How long [`crate::MetaClient::connect`] and the calls of [`crate::MasterClient`] try.
     pub master_timeout: Duration,
+    /// Age of a kernel request's number before its stored reply may go: until then a thread that has read an older request
+    /// may not have registered it.
+    pub ack_hold: Duration,
 }
+
+/// Default of [`Settings::ack_hold`].
+const ACK_HOLD: Duration = Duration::from_millis(1_500);
 
 impl Settings {
     /// Waits for ever in operations, and a little less than the command line's 15 s for masters.
     pub fn new(masters: Vec<String>, credential: Bytes) -> Settings {
         let master_timeout = Duration::from_millis(limits::CLI_TIMEOUT_MS - 1_000);
-        Settings { masters, credential, io_timeout: None, master_timeout }
+        Settings { masters, credential, io_timeout: None, master_timeout, ack_hold: ACK_HOLD }
     }
 }
 

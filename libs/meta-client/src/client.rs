@@ -130,7 +130,7 @@ impl MetaClient {
         let Components { transport, clock, rng } = components;
         let counters = Arc::<Counters>::default();
         let identity = Arc::new(Identity::new(settings.credential.clone(), &*rng));
-        let (io_timeout, mount) = (settings.io_timeout, request.mount);
+        let (io_timeout, hold, mount) = (settings.io_timeout, settings.ack_hold, request.mount);
         let resuming = request.session.0 != 0;
         let credential = settings.credential.clone();
         let master = MasterClient::with(settings, transport.clone(), rng.clone(), identity.clone(), counters.clone());
@@ -160,7 +160,7 @@ impl MetaClient {
             counters,
             mount,
             internal: AtomicU64::new((u64::from(grant.token.incarnation.0) << 32) | 1),
-            acks: Mutex::new(Acks::new(mount, resuming)),
+            acks: Mutex::new(Acks::new(mount, resuming, hold)),
             journal: AtomicU64::new((u64::from(grant.token.incarnation.0) << 32) | 1),
             refreshing: tokio::sync::Mutex::new(()),
             map_wanted: Notify::new(),
@@ -371,17 +371,22 @@ impl Inner {
     }
 
     /// Gets a newer map than `had`, unless somebody else just did.
-    async fn refresh(&self, had: u64) {
+    /// True when a master answered, or the map is newer already.
+    async fn refresh(&self, had: u64) -> bool {
         let _one = self.refreshing.lock().await;
         if self.cache.generation() > had {
-            return;
+            return true;
         }
         let volume = self.identity.who().volume;
         match self.master.call_within(MasterCall::GetMap(volume), ATTEMPT).await {
-            Ok(MasterReply::Map(map)) => self.put_map(map),
+            Ok(MasterReply::Map(map)) => {
+                self.put_map(map);
+                return true;
+            }
             Ok(_) => {}
             Err(e) => tracing::warn!("partition map not refreshed: {}", e.message),
         }
+        false
     }
 
     /// THE retry loop: route, send, learn, again.
@@ -420,9 +425,10 @@ impl Inner {
                 Next::Elsewhere => backoff.pause(&*self.rng, 0, end).await,
                 Next::Later(least) => backoff.pause(&*self.rng, least, end).await,
                 Next::Refresh => {
-                    self.refresh(routes.map.generation).await;
-                    looked = true;
-                    if self.cache.generation() == routes.map.generation && partition.is_some() {
+                    // Without an answer nothing is known about the key: an operation must not be refused for that.
+                    let fresh = self.refresh(routes.map.generation).await;
+                    looked |= fresh;
+                    if !fresh || (self.cache.generation() == routes.map.generation && partition.is_some()) {
                         backoff.pause(&*self.rng, 0, end).await;
                     }
                 }
@@ -556,7 +562,7 @@ async fn watch_map(inner: Arc<Inner>) {
             loop {
                 tokio::select! {
                     biased;
-                    () = inner.map_wanted.notified() => inner.refresh(inner.cache.generation()).await,
+                    () = inner.map_wanted.notified() => drop(inner.refresh(inner.cache.generation()).await),
                     item = maps.next() => match item {
                         Some(Ok(Ok(map))) => {
                             backoff = Backoff::new(100, 5_000);
@@ -569,7 +575,7 @@ async fn watch_map(inner: Arc<Inner>) {
         }
         let pause = backoff.next(&*inner.rng, Duration::ZERO);
         if tokio::time::timeout(pause, inner.map_wanted.notified()).await.is_ok() {
-            inner.refresh(inner.cache.generation()).await;
+            let _ = inner.refresh(inner.cache.generation()).await; // logged there
         }
     }
 }

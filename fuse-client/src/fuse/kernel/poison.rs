@@ -20,14 +20,12 @@ pub fn poison(fd: OwnedFd, init: &InitRecord, recovery: Recovery) -> io::Result<
     let (ended, abandoned) = (AtomicBool::new(false), AtomicBool::new(false));
     let link = Link { device: File::from(fd), stats: Arc::new(ServeStats::default()), ended, abandoned };
     let negotiated = init.open().ok();
-    match recovery {
-        // A kernel without RESEND refuses; then nobody can help those requests.
-        Recovery::Resend => _ = link.write(&resend()),
-        Recovery::Slots(file) => {
-            for mut held in Slots::open(file)?.occupied()? {
-                refuse(&link, held.message(), negotiated.as_ref());
-                held.release();
-            }
+    // A kernel without RESEND refuses. It is asked in either mode: a record that cannot be read does not tell the mode.
+    let _ = link.write(&resend());
+    if let Recovery::Slots(file) = recovery {
+        for mut held in Slots::open(file)?.occupied()? {
+            refuse(&link, held.message(), negotiated.as_ref());
+            held.release();
         }
     }
     let mut buffer = Pinned::new(REQUEST_BYTES)?;

@@ -340,7 +340,9 @@ pub fn components(fake: &Arc<Fake>, clock: &Arc<TestClock>) -> Components {
 }
 
 pub fn settings() -> Settings {
-    Settings::new(MASTERS.iter().map(|m| (*m).to_owned()).collect(), bytes::Bytes::from_static(b"cluster token"))
+    let settings =
+        Settings::new(MASTERS.iter().map(|m| (*m).to_owned()).collect(), bytes::Bytes::from_static(b"cluster token"));
+    Settings { ack_hold: Duration::ZERO, ..settings }
 }
 
 pub fn request(volume: &str) -> SessionRequest {

@@ -57,7 +57,7 @@ pub(super) fn release(server: &Arc<Server>, job: Job, ino: Ino, fh: u64) {
         {
             tracing::warn!(%ino, %error, "the locks of a closed file stay until the session ends");
         }
-        vfs.release(ino, fh).await;
+        vfs.release(&rq, ino, fh).await;
         Ok(())
     };
     server.run(job, Class::Definite, work, |reply, r| reply.empty(r));
