@@ -137,9 +137,8 @@ pub async fn replay(
     settings: &ClientSettings,
     components: Components,
 ) -> Result<u64, ClientError> {
-    let (header, boot) = (journal.header(), boot_id());
-    let mode = if header.boot == boot { Mode::SameBoot } else { Mode::Prefix };
-    let incarnation = journal.begin_incarnation(boot)?;
+    let header = journal.header();
+    let (mode, incarnation) = journal.begin_replay(boot_id())?;
     let token = match session.0 {
         0 => Token { attach: 0, incarnation: Incarnation(1) },
         _ => Token { attach: header.attach, incarnation },

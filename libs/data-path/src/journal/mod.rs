@@ -206,6 +206,15 @@ impl Journal {
         Ok(next)
     }
 
+    /// As [`Journal::begin_incarnation`] for a process that only writes what an earlier mount left to the volume. Answers
+    /// how the journal must be read, too: `boot` is compared and not noted, so that every try after a reboot is careful,
+    /// whatever became of the ones before it.
+    pub fn begin_replay(&self, boot: u128) -> Result<(Mode, Incarnation), JournalError> {
+        let written = self.header().boot;
+        let mode = if written == boot { Mode::SameBoot } else { Mode::Prefix };
+        Ok((mode, self.begin_incarnation(written)?))
+    }
+
     /// Notes the session that the commits belong to.
     pub fn set_session(&self, session: SessionId, attach: u64) -> Result<(), JournalError> {
         let mut ring = self.ring.lock();

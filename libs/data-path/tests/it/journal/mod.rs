@@ -241,12 +241,17 @@ impl Life {
     pub async fn reboot(&mut self, image: Vec<Vec<u8>>) -> Vec<Ino> {
         self.disk = Disk::from(image);
         let journal = self.disk.open().expect("open");
-        let incarnation = journal.begin_incarnation(BOOT + 1).expect("begin");
+        let (mode, incarnation) = journal.begin_replay(BOOT + 1).expect("begin");
         self.sink.restart(incarnation);
         let mortal = Arc::new(Mortal { sink: self.sink.clone(), disk: self.disk.clone() });
-        let journal = JournalSettings { mode: Mode::Prefix, ..JournalSettings::new(journal) };
+        let journal = JournalSettings { mode, ..JournalSettings::new(journal) };
         let owner = (SessionId(0xfeed), incarnation);
         let (store, clock, settings) = (self.store.clone(), self.clock.clone(), self.settings.clone());
+        if mode == Mode::SameBoot {
+            let started = DataPath::with_journal(store, mortal, clock, owner, settings, journal);
+            self.path = started.expect("what can be read is taken");
+            return Vec::new();
+        }
         let started = DataPath::after_reboot(store, mortal, clock, owner, settings, journal).await;
         let (path, left) = started.expect("what can be read is taken");
         self.path = path;
