@@ -186,7 +186,8 @@ impl Shared {
         let cost = {
             let mut st = file.state.lock();
             let open = st.open.take().map_or(0, |o| o.segments.cost());
-            let sealed: u64 = st.sealed.drain(..).map(|s| s.data.cost()).sum();
+            let parked = std::mem::take(&mut st.parked);
+            let sealed: u64 = st.sealed.drain(..).chain(parked).map(|s| s.data.cost()).sum();
             if st.failure.take().is_some() {
                 self.failing.fetch_sub(1, Ordering::AcqRel);
             }
@@ -201,7 +202,11 @@ impl Shared {
     /// Objects that are or may be in the store and not committed.
     pub(super) fn uncommitted_objects(&self) -> u64 {
         let files = self.files.lock();
-        files.values().map(|f| f.state.lock().sealed.iter().filter(|s| s.status != Status::Inline).count() as u64).sum()
+        let of_file = |f: &Arc<File>| {
+            let st = f.state.lock();
+            st.sealed.iter().chain(&st.parked).filter(|s| s.status != Status::Inline).count() as u64
+        };
+        files.values().map(of_file).sum()
     }
 }
 

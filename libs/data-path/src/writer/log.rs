@@ -185,11 +185,21 @@ impl Shared {
 
     /// Closes the open batch, asks for retries now and waits until all of it is committed.
     pub(super) async fn drain(self: &Arc<Self>, file: &Arc<File>, deadline: Option<Instant>) -> FsResult<()> {
+        self.drain_to(file, deadline, |st| st.next_seq).await
+    }
+
+    /// As [`Shared::drain`] for the batches below a number.
+    async fn drain_to(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        deadline: Option<Instant>,
+        target: fn(&State) -> u64,
+    ) -> FsResult<()> {
         let (target, base, lost) = {
             let mut st = file.state.lock();
             self.seal(file, &mut st);
             st.kicks += 1;
-            (st.next_seq, st.attempts, st.lost)
+            (target(&st), st.attempts, st.lost)
         };
         file.kick.notify_waiters();
         loop {
@@ -226,21 +236,23 @@ impl Shared {
         done
     }
 
-    fn cancel_beyond(self: &Arc<Self>, file: &Arc<File>, size: u64) {
-        let (open, sealed) = {
+    /// Takes out of the queue what a truncation to `size` will cut off.
+    fn park_beyond(&self, file: &File, size: u64) {
+        {
             let mut st = file.state.lock();
-            let cancelled = st.cancel(size);
+            self.charge(st.park(size, self.inline_max()));
             if st.sealed.is_empty() && st.failure.take().is_some() {
                 self.failing.fetch_sub(1, Ordering::AcqRel);
             }
-            cancelled
-        };
-        if let Some(o) = open {
-            self.charge(-(o.segments.cost() as i64));
-            self.credits.settle(o.segments.bytes());
-            self.released(&o.logged.places);
         }
-        for s in sealed {
+        file.changed.notify_waiters();
+        file.wake.notify_one();
+    }
+
+    /// The truncation has cut it off.
+    fn drop_parked(self: &Arc<Self>, file: &File) {
+        let parked = std::mem::take(&mut file.state.lock().parked);
+        for s in parked {
             self.charge(-(s.data.cost() as i64));
             self.credits.settle(s.data.bytes);
             self.released(&s.logged.places);
@@ -249,7 +261,6 @@ impl Shared {
             }
         }
         file.changed.notify_waiters();
-        file.wake.notify_one();
     }
 }
 
@@ -330,9 +341,9 @@ impl WriteLog for MemoryLog {
         }
         let held = HoldGuard { log: self, ino, armed: true };
         if let Some(size) = cancel_from {
-            self.shared.cancel_beyond(&file, size);
+            self.shared.park_beyond(&file, size);
         }
-        self.shared.drain(&file, deadline).await?;
+        self.shared.drain_to(&file, deadline, State::parked_from).await?;
         held.keep();
         Ok(())
     }
@@ -340,11 +351,20 @@ impl WriteLog for MemoryLog {
     fn truncated(&self, ino: Ino, size: u64, trunc_seq: u64) {
         let record = Record { at: size, trunc_seq, ..Record::new(Kind::Barrier, ino) };
         self.shared.record_closing(record);
+        if let Some(file) = self.shared.peek(ino) {
+            self.shared.drop_parked(&file);
+        }
     }
 
     fn release(&self, ino: Ino) {
         if let Some(file) = self.shared.peek(ino) {
-            file.state.lock().held = false;
+            {
+                let mut st = file.state.lock();
+                st.held = false;
+                for seq in st.unpark() {
+                    self.shared.start(&file, &mut st, seq);
+                }
+            }
             file.changed.notify_waiters();
             self.shared.tidy(file);
         }
@@ -360,7 +380,7 @@ impl WriteLog for MemoryLog {
                 // Later writes stamp again; they must not lend their mtime to these bytes' batch, nor lose it.
                 self.shared.seal(&file, &mut st);
             }
-            if st.sealed.iter().any(|s| !s.logged.places.is_empty()) {
+            if st.sealed.iter().chain(&st.parked).any(|s| !s.logged.places.is_empty()) {
                 self.shared.record_closing(Record::new(Kind::ExplicitMtime, ino));
             }
             st.next_seq
