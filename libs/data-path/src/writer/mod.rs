@@ -301,6 +301,10 @@ impl MemoryLog {
     pub fn journal(&self) -> Option<&Arc<crate::journal::Journal>> {
         self.shared.journal.as_ref().map(|j| &j.journal)
     }
+    /// When an operation that begins now must have come to its end.
+    pub(crate) fn io_deadline(&self) -> Option<Instant> {
+        self.shared.io_deadline()
+    }
     /// Counters.
     pub fn stats(&self) -> &WriteStats {
         &self.shared.stats
