@@ -26,6 +26,9 @@ impl Storage for Open {
     fn write_at(&self, parts: &[&[u8]], at: u64) -> io::Result<()> {
         Storage::write_at(self.0, parts, at)
     }
+    fn sync(&self) -> io::Result<()> {
+        Storage::sync(self.0)
+    }
     fn size(&self) -> io::Result<u64> {
         Storage::size(self.0)
     }
