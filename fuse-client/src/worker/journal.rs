@@ -103,7 +103,8 @@ impl Files {
     }
 
     /// Writes what an earlier mount left to the volume, through that mount's session, and makes the journal ours.
-    /// Park = its session has ended (or the journal is damaged): only an administrator can decide then.
+    /// Park = its session has ended, others changed its files, or the journal is damaged: only an administrator can decide
+    /// then. Any other error may pass by itself, and everything is still in the journal.
     pub async fn replay_left(
         self,
         header: Header,
@@ -163,12 +164,11 @@ pub async fn replay(
     };
     let bytes = data.replayed().bytes;
     let end = data.shutdown(settings.flush_timeout).await;
-    if end.unflushed > 0 || !left.is_empty() {
-        let text = format!(
-            "{} bytes could not be written to the object store, {} files were changed by others since",
-            end.unflushed,
-            left.len()
-        );
+    if end.unflushed > 0 {
+        return Err(ClientError::Unwritten(end.unflushed)); // the session stays open for the next try
+    }
+    if !left.is_empty() {
+        let text = format!("{} files were changed by others since", left.len());
         return Err(ClientError::Journal(JournalError::Io(io::Error::other(text))));
     }
     if let Some(journal) = data.journal() {
