@@ -162,6 +162,7 @@ pub async fn replay(
             (vfs.data().clone(), Vec::new())
         }
     };
+    meta.resumed(); // all numbers of the processes before are known: what is settled from here on is acknowledged
     let bytes = data.replayed().bytes;
     let end = data.shutdown(settings.flush_timeout).await;
     if end.unflushed > 0 {

@@ -2,7 +2,7 @@
 
 use super::{
     DirtyAttr, MemoryLog, Overlay, Shared, WriteContext, WriteLog,
-    file::{File, State},
+    file::{File, Stamp, State},
 };
 use crate::{
     journal::{Kind, Record},
@@ -64,8 +64,16 @@ impl Shared {
         self.start(file, st, seq);
     }
 
-    /// Buffers bytes that fit into one object. None = must wait.
-    fn buffer(self: &Arc<Self>, ino: Ino, offset: u64, data: &Bytes, cx: &WriteContext) -> Option<FsResult<()>> {
+    /// Buffers bytes that fit into one object. None = must wait. `at_once`: they are acknowledged right afterwards, so
+    /// without a record in a journal that there is (its disk failed) nothing is buffered.
+    fn buffer(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        data: &Bytes,
+        cx: &WriteContext,
+        at_once: bool,
+    ) -> Option<FsResult<()>> {
         if self.fenced.load(Ordering::Acquire) {
             return Some(Err(FsError::Stale));
         }
@@ -90,7 +98,9 @@ impl Shared {
         if st.must_seal(len, cx) {
             self.seal(&file, &mut st);
         }
-        let Some(stamp) = self.record_write(ino, offset, data, cx, self.now()) else {
+        let recorded = self.record_write(ino, offset, data, cx, self.now());
+        let safe = |s: &Stamp| s.record.is_some() || self.journal.is_none() || !at_once;
+        let Some(stamp) = recorded.filter(safe) else {
             self.credits.settle(len);
             drop(st);
             self.tidy(file);
@@ -277,7 +287,7 @@ impl WriteLog for MemoryLog {
         if data.len() > self.shared.part_max() || self.shared.synchronous() {
             return None;
         }
-        self.shared.buffer(ino, offset, data, &cx)
+        self.shared.buffer(ino, offset, data, &cx, true)
     }
 
     async fn write(&self, ino: Ino, mut offset: u64, mut data: Bytes, cx: WriteContext) -> FsResult<()> {
@@ -288,7 +298,7 @@ impl WriteLog for MemoryLog {
         while !data.is_empty() {
             let part = data.split_to(data.len().min(self.shared.part_max()));
             loop {
-                if let Some(done) = self.shared.buffer(ino, offset, &part, &cx) {
+                if let Some(done) = self.shared.buffer(ino, offset, &part, &cx, false) {
                     done?;
                     break;
                 }

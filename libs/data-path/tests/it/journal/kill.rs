@@ -507,3 +507,18 @@ async fn an_executed_commit_that_is_turned_away_keeps_its_objects() {
     assert_eq!(life.sink.committed().len(), 1, "executed once");
     assert_eq!(life.sink.outstanding(), Vec::<u64>::new());
 }
+
+/// The journal was made void because its disk failed; the write that the kernel asks for again is nowhere else.
+#[tokio::test(start_paused = true)]
+async fn a_repeated_write_that_is_void_in_the_journal_happens() {
+    let mut life = Life::begin(Settings::default(), 1, Disk::new(5, FILE_BYTES));
+    life.sink.create(INOS[0]);
+    let cx = WriteContext { unique: 10, ..WriteContext::default() };
+    life.path.write(INOS[0], 0, body(500, 1).into(), cx).await.expect("write");
+    life.path.journal().expect("journal").make_void().expect("void");
+    life.kill();
+    let cx = WriteContext { resent: true, ..cx };
+    life.path.write(INOS[0], 0, body(500, 1).into(), cx).await.expect("sent again");
+    life.path.fsync(INOS[0]).await.expect("fsync");
+    assert_eq!(life.sink.content(INOS[0], &life.bodies), body(500, 1));
+}
