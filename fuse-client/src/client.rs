@@ -56,6 +56,9 @@ pub enum ClientError {
     /// The mount itself.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// What an earlier mount left could not all be written now; the rest is still in its journal. May be tried again.
+    #[error("{0} bytes of an earlier mount could not be written to the object store; they stay in its journal")]
+    Unwritten(u64),
     /// The journal cannot be read back.
     #[error(transparent)]
     Journal(#[from] JournalError),

@@ -26,6 +26,9 @@ impl Storage for Open {
     fn write_at(&self, parts: &[&[u8]], at: u64) -> io::Result<()> {
         Storage::write_at(self.0, parts, at)
     }
+    fn sync(&self) -> io::Result<()> {
+        Storage::sync(self.0)
+    }
     fn size(&self) -> io::Result<u64> {
         Storage::size(self.0)
     }
@@ -100,7 +103,8 @@ impl Files {
     }
 
     /// Writes what an earlier mount left to the volume, through that mount's session, and makes the journal ours.
-    /// Park = its session has ended (or the journal is damaged): only an administrator can decide then.
+    /// Park = its session has ended, others changed its files, or the journal is damaged: only an administrator can decide
+    /// then. Any other error may pass by itself, and everything is still in the journal.
     pub async fn replay_left(
         self,
         header: Header,
@@ -137,9 +141,8 @@ pub async fn replay(
     settings: &ClientSettings,
     components: Components,
 ) -> Result<u64, ClientError> {
-    let (header, boot) = (journal.header(), boot_id());
-    let mode = if header.boot == boot { Mode::SameBoot } else { Mode::Prefix };
-    let incarnation = journal.begin_incarnation(boot)?;
+    let header = journal.header();
+    let (mode, incarnation) = journal.begin_replay(boot_id())?;
     let token = match session.0 {
         0 => Token { attach: 0, incarnation: Incarnation(1) },
         _ => Token { attach: header.attach, incarnation },
@@ -159,14 +162,14 @@ pub async fn replay(
             (vfs.data().clone(), Vec::new())
         }
     };
+    meta.resumed(); // all numbers of the processes before are known: what is settled from here on is acknowledged
     let bytes = data.replayed().bytes;
     let end = data.shutdown(settings.flush_timeout).await;
-    if end.unflushed > 0 || !left.is_empty() {
-        let text = format!(
-            "{} bytes could not be written to the object store, {} files were changed by others since",
-            end.unflushed,
-            left.len()
-        );
+    if end.unflushed > 0 {
+        return Err(ClientError::Unwritten(end.unflushed)); // the session stays open for the next try
+    }
+    if !left.is_empty() {
+        let text = format!("{} files were changed by others since", left.len());
         return Err(ClientError::Journal(JournalError::Io(io::Error::other(text))));
     }
     if let Some(journal) = data.journal() {

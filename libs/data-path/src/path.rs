@@ -3,6 +3,7 @@
 use crate::{
     journal::{Journal, JournalError, JournalSettings, ReplayStats},
     object::ObjectStore,
+    pace::until,
     reader::{ReadStats, Reader},
     settings::Settings,
     sink::MetaSink,
@@ -189,16 +190,17 @@ impl DataPath {
         grow_to: u64,
         cx: WriteContext,
     ) -> FsResult<Attr> {
+        let deadline = self.log.io_deadline();
         let barrier = self.barrier(ino).await?;
         let this = self.clone();
-        // A caller that goes away (an interrupted request) must not leave a commit of unknown outcome behind: the journal
+        // A caller that goes away (an interrupted request, its time is up) must not leave a commit of unknown outcome behind: the journal
         // would send it again, behind writes that came after it.
         let commit = tokio::spawn(async move {
             let done = this.log.commit_pieces(ino, pieces, grow_to, cx).await;
             drop(barrier);
             done
         });
-        commit.await.unwrap_or(Err(FsError::Io))
+        until(deadline, commit).await.and_then(Result::ok).unwrap_or(Err(FsError::Io))
     }
     /// An explicit utimens follows: bytes written so far are committed without an mtime (PROTOCOL 37).
     pub async fn set_explicit_mtime(&self, ino: Ino) {

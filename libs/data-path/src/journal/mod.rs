@@ -48,6 +48,10 @@ pub const FILE_BYTES_MIN: u64 = 128 << 10;
 /// Free segments below which everything is committed as fast as it goes.
 pub const LOW_SEGMENTS: usize = 3;
 
+/// Numbers of client processes that a replay after a reboot passes over: more processes than can have begun since the
+/// header reached the disk for the last time. A number that comes twice would give object names twice.
+const INCARNATIONS_SKIPPED: u32 = 1024;
+
 /// Why a journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
@@ -172,6 +176,7 @@ impl Journal {
             file.write_at(&[&[0; format::DATA_START as usize]], 0)?;
         }
         files[0].write_at(&[&header.encode()], SLOTS[1])?;
+        files[0].sync()?; // the journal of an earlier mount must not come back
         Ok(())
     }
 
@@ -198,12 +203,29 @@ impl Journal {
     }
 
     /// Notes that a new client process works here and returns its number, 1 for the first. `boot` is the machine's
-    /// boot id. Call it before the session is opened with the new token.
+    /// boot id. Call it before the session is opened with the new token. Not synced: a replay after a power loss passes
+    /// over the numbers that the disk may not know.
     pub fn begin_incarnation(&self, boot: u128) -> Result<Incarnation, JournalError> {
+        self.begin(boot, 1)
+    }
+
+    fn begin(&self, boot: u128, further: u32) -> Result<Incarnation, JournalError> {
         let mut ring = self.ring.lock();
-        let next = Incarnation(ring.header.incarnation.0.saturating_add(1));
+        let next = Incarnation(ring.header.incarnation.0.saturating_add(further));
         self.put_header(&mut ring, |h| (h.incarnation, h.boot) = (next, boot))?;
         Ok(next)
+    }
+
+    /// As [`Journal::begin_incarnation`] for a process that only writes what an earlier mount left to the volume. Answers
+    /// how the journal must be read, too: `boot` is compared and not noted, so that every try after a reboot is careful,
+    /// whatever became of the ones before it. The number is on the disk when this returns, and after a reboot it is none
+    /// that a process before the power loss can have had.
+    pub fn begin_replay(&self, boot: u128) -> Result<(Mode, Incarnation), JournalError> {
+        let written = self.header().boot;
+        let (mode, further) = if written == boot { (Mode::SameBoot, 1) } else { (Mode::Prefix, INCARNATIONS_SKIPPED) };
+        let incarnation = self.begin(written, further)?;
+        self.files[0].sync()?;
+        Ok((mode, incarnation))
     }
 
     /// Notes the session that the commits belong to.

@@ -6,7 +6,7 @@
 //! number.
 
 use super::{
-    Header, Journal, Record, Storage,
+    Header, Journal, Kind, Record, Storage,
     format::{DATA_START, RECORD_HEADER, SEGMENT_AT, SegmentHeader},
 };
 use std::{collections::VecDeque, io};
@@ -115,6 +115,9 @@ impl Journal {
         };
         if record.lsn == 0 {
             record.lsn = ring.lsn + 1;
+        }
+        if record.kind == Kind::Intent && record.at == 0 {
+            record.at = record.lsn; // it covers itself, so that the answer of a later commit settles it, too
         }
         let Segment { seq, end: at, .. } = ring.segments[file];
         let head = record.encode(ring.header.mount, seq, at);

@@ -313,7 +313,7 @@ pub(super) fn settle(
     for found in live.values() {
         load(files, found, plant, &mut out)?;
     }
-    remember_requests(scan, &mut out);
+    remember_requests(scan, header.void, &mut out);
     out.pending.iter_mut().for_each(|(ino, p)| p.known = Hlc(known.get(ino).copied().unwrap_or(0)));
     out.pending.retain(|_, p| !p.writes.is_empty() || !p.intents.is_empty());
     out.stats.inodes = out.pending.len() as u64;
@@ -355,8 +355,10 @@ fn load(files: &[&dyn Storage], found: &Found, plant: bool, out: &mut Recovered)
     Ok(())
 }
 
-fn remember_requests(scan: &Scan, out: &mut Recovered) {
-    let writes = scan.found.iter().rev().filter(|f| f.record.kind == Kind::Write && f.record.unique != 0);
+/// What is void counts as never written: if it is asked for again, nobody was told that it is safe.
+fn remember_requests(scan: &Scan, void: u64, out: &mut Recovered) {
+    let counts = |r: &Record| r.kind == Kind::Write && r.unique != 0 && r.lsn > void;
+    let writes = scan.found.iter().rev().filter(|f| counts(&f.record));
     let keys = writes.take(REQUESTS_MAX).map(|f| (f.record.unique, f.record.at, f.record.len));
     out.requests.extend(keys);
 }

@@ -12,6 +12,8 @@ pub trait Storage: Send + Sync + 'static {
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
     /// Writes all parts one behind the other.
     fn write_at(&self, parts: &[&[u8]], at: u64) -> io::Result<()>;
+    /// What was written survives a power loss when this returns.
+    fn sync(&self) -> io::Result<()>;
     /// Bytes of the file.
     fn size(&self) -> io::Result<u64>;
     /// Cuts the file to nothing: the last means to make a journal void whose disk takes no writes.
@@ -55,6 +57,10 @@ impl Storage for File {
             }
         }
         Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
     }
 
     fn size(&self) -> io::Result<u64> {

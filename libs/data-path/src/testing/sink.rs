@@ -30,6 +30,8 @@ pub struct SinkFaults {
     pub use_object: u32,
     /// Every mutation gets this definite answer.
     pub always: Option<FsError>,
+    /// Every mutation is turned away with this before anybody looks at it.
+    pub turned_away: Option<FsError>,
     /// Commits of this file are Unavailable.
     pub stuck: Option<Ino>,
     /// Longest time a call takes.
@@ -233,6 +235,9 @@ impl ModelSink {
         if dice[0] < faults.refused || faults.stuck == Some(ino) {
             count(&mut m, "refused");
             return Err(FsError::Unavailable);
+        }
+        if let Some(e) = faults.turned_away {
+            return Err(e);
         }
         let known = m.replies.get(&op).cloned();
         if let Some(old) = m.acknowledged.get(&op) {

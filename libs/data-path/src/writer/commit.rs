@@ -88,12 +88,15 @@ impl Shared {
                     return tries;
                 }
                 e if e.is_retryable() => self.after_failure(file, None, attempt, kicks, tries).await,
+                // Nobody looked at it: it may have been applied for the client process before this one.
+                e if s.resent && is_unanswered(e) => {
+                    tracing::warn!(ino = %file.ino, error = %e, "an old commit cannot be sent again, the data stays");
+                    self.after_failure(file, Some(e), attempt, kicks, tries).await;
+                }
                 e if s.resent => {
                     tracing::info!(ino = %file.ino, error = %e, "an old commit was not applied, its bytes are uploaded again");
                     self.refused(file, s, e);
-                    for id in objects(&s.file) {
-                        self.discard(id);
-                    }
+                    self.leave(objects(&s.file), e);
                     self.restart(file, s.batches);
                     return tries;
                 }
@@ -106,6 +109,18 @@ impl Shared {
                 }
             }
             tries += 1;
+        }
+    }
+
+    /// Objects of a refused commit are deleted, if the partition surely did not apply it; the sweeper looks at others.
+    fn leave(self: &Arc<Self>, ids: Vec<ObjectId>, refusal: FsError) {
+        let applied_never = refusal == FsError::UseObject
+            || (refusal.code() < FsError::NotLeader.code()
+                && !matches!(refusal, FsError::Io | FsError::TimedOut | FsError::Interrupted));
+        if applied_never {
+            ids.into_iter().for_each(|id| self.discard(id));
+        } else {
+            self.leftovers.fetch_add(ids.len() as u64, Ordering::Relaxed);
         }
     }
 
@@ -186,7 +201,8 @@ impl Shared {
         let cost = {
             let mut st = file.state.lock();
             let open = st.open.take().map_or(0, |o| o.segments.cost());
-            let sealed: u64 = st.sealed.drain(..).map(|s| s.data.cost()).sum();
+            let parked = std::mem::take(&mut st.parked);
+            let sealed: u64 = st.sealed.drain(..).chain(parked).map(|s| s.data.cost()).sum();
             if st.failure.take().is_some() {
                 self.failing.fetch_sub(1, Ordering::AcqRel);
             }
@@ -201,8 +217,17 @@ impl Shared {
     /// Objects that are or may be in the store and not committed.
     pub(super) fn uncommitted_objects(&self) -> u64 {
         let files = self.files.lock();
-        files.values().map(|f| f.state.lock().sealed.iter().filter(|s| s.status != Status::Inline).count() as u64).sum()
+        let of_file = |f: &Arc<File>| {
+            let st = f.state.lock();
+            st.sealed.iter().chain(&st.parked).filter(|s| s.status != Status::Inline).count() as u64
+        };
+        files.values().map(of_file).sum()
     }
+}
+
+/// Errors of a server that did not look at the operation.
+fn is_unanswered(error: FsError) -> bool {
+    matches!(error, FsError::Unauthenticated | FsError::UpgradeNeeded | FsError::ClockSkew | FsError::WrongCluster)
 }
 
 fn objects(file: &CommitFile) -> Vec<ObjectId> {

@@ -94,6 +94,9 @@ pub(super) struct State {
     pub next_seq: u64,
     /// A barrier holds back writes.
     pub held: bool,
+    /// Last batches of the queue, taken out because a truncation is about to cut them off. They are dropped when it
+    /// succeeded and come back when it did not.
+    pub parked: Vec<Sealed>,
     /// Attempts started; a failure remembers which one it was, so that an fsync waits for a fresh verdict.
     pub attempts: u64,
     pub failure: Option<(FsError, u64)>,
@@ -134,11 +137,20 @@ impl File {
 
 impl State {
     pub fn is_clean(&self) -> bool {
-        self.open.is_none() && self.sealed.is_empty() && !self.held && !self.worker && self.intent.is_none()
+        self.open.is_none()
+            && self.sealed.is_empty()
+            && self.parked.is_empty()
+            && !self.held
+            && !self.worker
+            && self.intent.is_none()
     }
-    /// Every batch below this number is committed (or cancelled).
+    /// Every batch below this number is committed (or cut off).
     pub fn done_to(&self) -> u64 {
-        self.sealed.front().map_or(self.next_seq, |s| s.seq)
+        self.sealed.front().map_or(self.parked_from(), |s| s.seq)
+    }
+    /// Number of the first parked batch, or of the next one.
+    pub fn parked_from(&self) -> u64 {
+        self.parked.first().map_or(self.next_seq, |s| s.seq)
     }
     /// Must the open batch be closed before these bytes?
     pub fn must_seal(&mut self, len: u64, cx: &WriteContext) -> bool {
@@ -196,24 +208,25 @@ impl State {
         });
         Some((seq, delta))
     }
-    /// Drops trailing batches that lie wholly at or behind `size` and are not being committed. Returns them.
-    pub fn cancel(&mut self, size: u64) -> (Option<Open>, Vec<Sealed>) {
-        let mut sealed = Vec::new();
-        let open = match &self.open {
-            Some(o) if o.segments.start() >= size => self.open.take(),
-            Some(_) => return (None, sealed),
-            None => None,
-        };
-        while let Some(last) = self.sealed.back() {
-            if last.committing || last.data.start() < size {
-                break;
-            }
-            if let Some(s) = self.sealed.pop_back() {
-                s.cancelled.store(true, Ordering::Release);
-                sealed.push(s);
-            }
+    /// Parks trailing batches that lie wholly at or behind `size` and are not being committed. Returns the change of
+    /// the memory charge.
+    pub fn park(&mut self, size: u64, inline_max: u64) -> i64 {
+        if self.open.as_ref().is_some_and(|o| o.segments.start() < size) {
+            return 0;
         }
-        (open, sealed)
+        let delta = self.seal(inline_max).map_or(0, |(_, delta)| delta);
+        while let Some(s) = self.sealed.pop_back_if(|s| !s.committing && s.data.start() >= size) {
+            s.cancelled.store(true, Ordering::Release);
+            self.parked.insert(0, s);
+        }
+        delta
+    }
+    /// Puts parked batches back. Returns their numbers; they are to be started again.
+    pub fn unpark(&mut self) -> Vec<u64> {
+        let back = std::mem::take(&mut self.parked);
+        let numbers = back.iter().map(|s| s.seq).collect();
+        self.sealed.extend(back.into_iter().map(|s| Sealed { cancelled: Arc::default(), ..s }));
+        numbers
     }
     pub fn overlay(&self, from: u64, to: u64) -> Overlay {
         let mut pieces = Vec::new();
@@ -240,7 +253,7 @@ impl State {
     /// Forgets the mtimes of everything that is not on its way. True when something with an mtime is.
     pub fn drop_mtimes(&mut self, below: u64) -> bool {
         let mut busy = false;
-        for s in self.sealed.iter_mut().filter(|s| s.seq < below) {
+        for s in self.sealed.iter_mut().chain(&mut self.parked).filter(|s| s.seq < below) {
             if s.committing {
                 busy |= s.mtime.is_some();
             } else {
@@ -255,7 +268,7 @@ impl State {
             let dropped = o.mtime.is_none();
             o.logged.places.iter_mut().map(move |p| (p, dropped))
         });
-        let sealed = self.sealed.iter_mut().flat_map(|s| {
+        let sealed = self.sealed.iter_mut().chain(&mut self.parked).flat_map(|s| {
             let dropped = s.mtime.is_none();
             s.logged.places.iter_mut().map(move |p| (p, dropped))
         });

@@ -191,8 +191,11 @@ impl Shared {
             let appended = {
                 let mut st = file.state.lock();
                 let appended = j.journal.append(Class::Intent, record, &payload);
-                if let Ok((_, place)) = &appended {
+                if let Ok((lsn, place)) = &appended {
                     (sending.place, st.intent) = (Some(*place), Some(*place));
+                    if sending.covers == 0 {
+                        sending.covers = *lsn; // nothing of the queue: it comes behind everything that there was
+                    }
                 }
                 appended
             };

@@ -2,7 +2,7 @@
 
 use super::{
     DirtyAttr, MemoryLog, Overlay, Shared, WriteContext, WriteLog,
-    file::{File, State},
+    file::{File, Stamp, State},
 };
 use crate::{
     journal::{Kind, Record},
@@ -64,8 +64,16 @@ impl Shared {
         self.start(file, st, seq);
     }
 
-    /// Buffers bytes that fit into one object. None = must wait.
-    fn buffer(self: &Arc<Self>, ino: Ino, offset: u64, data: &Bytes, cx: &WriteContext) -> Option<FsResult<()>> {
+    /// Buffers bytes that fit into one object. None = must wait. `at_once`: they are acknowledged right afterwards, so
+    /// without a record in a journal that there is (its disk failed) nothing is buffered.
+    fn buffer(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        data: &Bytes,
+        cx: &WriteContext,
+        at_once: bool,
+    ) -> Option<FsResult<()>> {
         if self.fenced.load(Ordering::Acquire) {
             return Some(Err(FsError::Stale));
         }
@@ -90,7 +98,9 @@ impl Shared {
         if st.must_seal(len, cx) {
             self.seal(&file, &mut st);
         }
-        let Some(stamp) = self.record_write(ino, offset, data, cx, self.now()) else {
+        let recorded = self.record_write(ino, offset, data, cx, self.now());
+        let safe = |s: &Stamp| s.record.is_some() || self.journal.is_none() || !at_once;
+        let Some(stamp) = recorded.filter(safe) else {
             self.credits.settle(len);
             drop(st);
             self.tidy(file);
@@ -185,11 +195,21 @@ impl Shared {
 
     /// Closes the open batch, asks for retries now and waits until all of it is committed.
     pub(super) async fn drain(self: &Arc<Self>, file: &Arc<File>, deadline: Option<Instant>) -> FsResult<()> {
+        self.drain_to(file, deadline, |st| st.next_seq).await
+    }
+
+    /// As [`Shared::drain`] for the batches below a number.
+    async fn drain_to(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        deadline: Option<Instant>,
+        target: fn(&State) -> u64,
+    ) -> FsResult<()> {
         let (target, base, lost) = {
             let mut st = file.state.lock();
             self.seal(file, &mut st);
             st.kicks += 1;
-            (st.next_seq, st.attempts, st.lost)
+            (target(&st), st.attempts, st.lost)
         };
         file.kick.notify_waiters();
         loop {
@@ -226,21 +246,23 @@ impl Shared {
         done
     }
 
-    fn cancel_beyond(self: &Arc<Self>, file: &Arc<File>, size: u64) {
-        let (open, sealed) = {
+    /// Takes out of the queue what a truncation to `size` will cut off.
+    fn park_beyond(&self, file: &File, size: u64) {
+        {
             let mut st = file.state.lock();
-            let cancelled = st.cancel(size);
+            self.charge(st.park(size, self.inline_max()));
             if st.sealed.is_empty() && st.failure.take().is_some() {
                 self.failing.fetch_sub(1, Ordering::AcqRel);
             }
-            cancelled
-        };
-        if let Some(o) = open {
-            self.charge(-(o.segments.cost() as i64));
-            self.credits.settle(o.segments.bytes());
-            self.released(&o.logged.places);
         }
-        for s in sealed {
+        file.changed.notify_waiters();
+        file.wake.notify_one();
+    }
+
+    /// The truncation has cut it off.
+    fn drop_parked(self: &Arc<Self>, file: &File) {
+        let parked = std::mem::take(&mut file.state.lock().parked);
+        for s in parked {
             self.charge(-(s.data.cost() as i64));
             self.credits.settle(s.data.bytes);
             self.released(&s.logged.places);
@@ -249,7 +271,6 @@ impl Shared {
             }
         }
         file.changed.notify_waiters();
-        file.wake.notify_one();
     }
 }
 
@@ -266,7 +287,7 @@ impl WriteLog for MemoryLog {
         if data.len() > self.shared.part_max() || self.shared.synchronous() {
             return None;
         }
-        self.shared.buffer(ino, offset, data, &cx)
+        self.shared.buffer(ino, offset, data, &cx, true)
     }
 
     async fn write(&self, ino: Ino, mut offset: u64, mut data: Bytes, cx: WriteContext) -> FsResult<()> {
@@ -277,7 +298,7 @@ impl WriteLog for MemoryLog {
         while !data.is_empty() {
             let part = data.split_to(data.len().min(self.shared.part_max()));
             loop {
-                if let Some(done) = self.shared.buffer(ino, offset, &part, &cx) {
+                if let Some(done) = self.shared.buffer(ino, offset, &part, &cx, false) {
                     done?;
                     break;
                 }
@@ -330,9 +351,9 @@ impl WriteLog for MemoryLog {
         }
         let held = HoldGuard { log: self, ino, armed: true };
         if let Some(size) = cancel_from {
-            self.shared.cancel_beyond(&file, size);
+            self.shared.park_beyond(&file, size);
         }
-        self.shared.drain(&file, deadline).await?;
+        self.shared.drain_to(&file, deadline, State::parked_from).await?;
         held.keep();
         Ok(())
     }
@@ -340,11 +361,20 @@ impl WriteLog for MemoryLog {
     fn truncated(&self, ino: Ino, size: u64, trunc_seq: u64) {
         let record = Record { at: size, trunc_seq, ..Record::new(Kind::Barrier, ino) };
         self.shared.record_closing(record);
+        if let Some(file) = self.shared.peek(ino) {
+            self.shared.drop_parked(&file);
+        }
     }
 
     fn release(&self, ino: Ino) {
         if let Some(file) = self.shared.peek(ino) {
-            file.state.lock().held = false;
+            {
+                let mut st = file.state.lock();
+                st.held = false;
+                for seq in st.unpark() {
+                    self.shared.start(&file, &mut st, seq);
+                }
+            }
             file.changed.notify_waiters();
             self.shared.tidy(file);
         }
@@ -360,7 +390,7 @@ impl WriteLog for MemoryLog {
                 // Later writes stamp again; they must not lend their mtime to these bytes' batch, nor lose it.
                 self.shared.seal(&file, &mut st);
             }
-            if st.sealed.iter().any(|s| !s.logged.places.is_empty()) {
+            if st.sealed.iter().chain(&st.parked).any(|s| !s.logged.places.is_empty()) {
                 self.shared.record_closing(Record::new(Kind::ExplicitMtime, ino));
             }
             st.next_seq

@@ -99,7 +99,8 @@ pub trait WriteLog: Send + Sync + 'static {
     /// As `fsync`, but waits at most `close_timeout`, then `Io`; the data stays and is retried.
     async fn flush(&self, ino: Ino) -> FsResult<()>;
     /// Drains the queue and holds back later writes until [`WriteLog::release`]. `cancel_from`: a truncation to that
-    /// size follows, so trailing writes that lie wholly beyond it are dropped instead.
+    /// size follows, so trailing writes that lie wholly beyond it are put aside instead: [`WriteLog::truncated`] drops
+    /// them, without it [`WriteLog::release`] brings them back.
     async fn hold(&self, ino: Ino, cancel_from: Option<u64>) -> FsResult<()>;
     /// The truncation that [`WriteLog::hold`] was for succeeded and gave this `trunc_seq`: what it cancelled must not
     /// come back. Before [`WriteLog::release`], and before the truncation is answered.
@@ -299,6 +300,10 @@ impl MemoryLog {
     /// The journal below.
     pub fn journal(&self) -> Option<&Arc<crate::journal::Journal>> {
         self.shared.journal.as_ref().map(|j| &j.journal)
+    }
+    /// When an operation that begins now must have come to its end.
+    pub(crate) fn io_deadline(&self) -> Option<Instant> {
+        self.shared.io_deadline()
     }
     /// Counters.
     pub fn stats(&self) -> &WriteStats {

@@ -59,10 +59,11 @@ impl Shared {
             };
             match stored {
                 Ok(id) => {
-                    self.uploaded(file, seq, id);
+                    self.uploaded(file, seq, id, cancelled);
                     return;
                 }
                 Err(StoreError::Exists) => continue, // a name of ours is taken: the next counter
+                Err(_) if cancelled.load(Ordering::Acquire) => return, // nobody waits for it
                 Err(e) => {
                     tracing::warn!(ino = %file.ino, error = %e, "upload failed, the data stays in memory");
                     let verdict = (!e.is_transient()).then_some(FsError::Io);
@@ -93,10 +94,11 @@ impl Shared {
         }
     }
 
-    fn uploaded(self: &Arc<Self>, file: &Arc<File>, seq: u64, id: ObjectId) {
+    fn uploaded(self: &Arc<Self>, file: &Arc<File>, seq: u64, id: ObjectId, cancelled: &AtomicBool) {
         let found = {
             let mut st = file.state.lock();
-            let batch = st.sealed.iter_mut().find(|s| s.seq == seq);
+            // A batch that was taken out and came back is uploaded by somebody else now.
+            let batch = st.sealed.iter_mut().find(|s| s.seq == seq && !cancelled.load(Ordering::Acquire));
             batch.map(|s| s.status = Status::Uploaded(id)).is_some()
         };
         if found {

@@ -70,6 +70,58 @@ async fn truncation_to_zero_gets_rid_of_data_that_cannot_be_stored() {
     r.path.fsync(F).await.expect("nothing left to fail");
 }
 
+/// What lies below the new size cannot be committed, so the file is not truncated: what lies beyond must stay.
+#[tokio::test(start_paused = true)]
+async fn a_truncation_that_cannot_begin_drops_nothing() {
+    let r = Rig::new(Settings::default());
+    r.faulty.set(|p| p.outage = Some(StoreError::Denied("403".into())));
+    r.write(0, body(100_000, 1)).await.expect("write");
+    assert_eq!(r.path.fsync(F).await, Err(FsError::Io));
+    r.write(1_000_000, body(50_000, 2)).await.expect("write beyond");
+    let dirty = r.path.dirty_bytes();
+    assert_eq!(r.truncate(200_000).await, Err(FsError::Io));
+    assert!(r.path.dirty_bytes() > 150_000 && r.path.dirty_bytes() <= dirty, "{} of {dirty}", r.path.dirty_bytes());
+    let want = [body(100_000, 1), vec![0; 900_000], body(50_000, 2)].concat();
+    assert!(r.path.read(F, 0, 2_000_000).await.expect("read") == want);
+    r.faulty.set(|p| p.outage = None);
+    r.path.fsync(F).await.expect("repaired");
+    assert!(r.committed() == want);
+    assert_eq!(r.path.dirty_bytes(), 0);
+}
+
+/// The partition refuses, or the caller goes away: at every stage of the bytes beyond.
+#[tokio::test(start_paused = true)]
+async fn a_truncation_that_is_not_done_drops_nothing() {
+    for (len, after_ms, held_ms) in
+        [(500, 0, 0), (50_000, 0, 0), (50_000, 3_500, 0), (50_000, 3_500, 30_000), (50_000, 30_000, 0)]
+    {
+        let r = Rig::new(Settings::default());
+        r.write(0, body(1000, 1)).await.expect("write");
+        r.path.fsync(F).await.expect("fsync");
+        r.faulty.set(|p| p.latency_max = Duration::from_secs(9));
+        r.sink.faults(SinkFaults { stuck: Some(F), ..SinkFaults::default() });
+        if after_ms > 10_000 {
+            r.write(1000, body(10, 3)).await.expect("write"); // its commit is on its way, the next one waits
+            assert!(timeout(Duration::from_secs(1), r.path.fsync(F)).await.is_err());
+        }
+        r.write(5_000, body(len, 2)).await.expect("write beyond");
+        sleep_until(Instant::now() + Duration::from_millis(after_ms)).await;
+        r.sink.faults(SinkFaults::default());
+        let barrier = r.path.truncate_barrier(F, 2_000).await.expect("barrier");
+        let sync = r.path.fsync(F);
+        tokio::pin!(sync);
+        assert!(timeout(Duration::from_millis(held_ms + 1), &mut sync).await.is_err(), "they are not committed yet");
+        drop(barrier);
+        sync.await.expect("fsync");
+        let below = if after_ms > 10_000 { body(10, 3) } else { Vec::new() };
+        let gap = vec![0; 4_000 - below.len()];
+        assert!(r.committed() == [body(1000, 1), below, gap, body(len, 2)].concat(), "{len} {after_ms} {held_ms}");
+        sleep_until(Instant::now() + Duration::from_secs(60)).await;
+        assert_eq!((r.path.dirty_bytes(), r.path.shutdown(Duration::ZERO).await.leftovers), (0, 0));
+        assert_eq!(r.store.keys().len(), usize::from(len > 20_000), "no object too many");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn close_waits_no_longer_than_its_timeout_and_keeps_the_data() {
     let r = Rig::new(Settings::default());

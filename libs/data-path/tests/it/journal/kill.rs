@@ -13,7 +13,7 @@ use fusefs_data_path::{
     testing::{ModelSink, OtherClient, SinkFaults},
 };
 use fusefs_types::{
-    Ino, Time,
+    FsError, Ino, Time,
     ids::OpId,
     ops::{CommitFile, Piece},
 };
@@ -483,4 +483,42 @@ async fn a_repeated_write_does_not_come_back_after_a_truncation() {
     life.path.write(INOS[0], 0, body(500, 1).into(), other).await.expect("another request of the dead client");
     assert_eq!(life.path.read(INOS[0], 0, 1000).await.expect("read").len(), 500);
     assert_eq!(life.path.journal().expect("journal").stats().deduped.load(Relaxed), 1);
+}
+
+/// Killed when the commit was executed; the next client process has a wrong cluster token at first. The objects are in
+/// use and must stay.
+#[tokio::test(start_paused = true)]
+async fn an_executed_commit_that_is_turned_away_keeps_its_objects() {
+    let mut life = Life::begin(Settings::default(), 1, Disk::new(5, FILE_BYTES));
+    life.sink.create(INOS[0]);
+    life.path.write(INOS[0], 0, body(50_000, 1).into(), WriteContext::default()).await.expect("write");
+    life.disk.kill_at(2, Torn::Nothing); // 1 = intent, 2 = done
+    let disk = life.disk.clone();
+    tokio::select! { biased; () = disk.died.notified() => {}, r = life.path.fsync(INOS[0]) => panic!("{r:?}") }
+    let denied = Some(FsError::Unauthenticated);
+    life.sink.faults(SinkFaults { turned_away: denied, ..SinkFaults::default() });
+    life.restart().expect("restart");
+    assert_eq!(life.path.fsync(INOS[0]).await, Err(FsError::Unauthenticated));
+    tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_secs(60)).await;
+    assert!(life.sink.content(INOS[0], &life.bodies) == body(50_000, 1), "its objects are there");
+    life.sink.faults(SinkFaults::default());
+    life.path.fsync(INOS[0]).await.expect("fsync");
+    assert!(life.sink.content(INOS[0], &life.bodies) == body(50_000, 1));
+    assert_eq!(life.sink.committed().len(), 1, "executed once");
+    assert_eq!(life.sink.outstanding(), Vec::<u64>::new());
+}
+
+/// The journal was made void because its disk failed; the write that the kernel asks for again is nowhere else.
+#[tokio::test(start_paused = true)]
+async fn a_repeated_write_that_is_void_in_the_journal_happens() {
+    let mut life = Life::begin(Settings::default(), 1, Disk::new(5, FILE_BYTES));
+    life.sink.create(INOS[0]);
+    let cx = WriteContext { unique: 10, ..WriteContext::default() };
+    life.path.write(INOS[0], 0, body(500, 1).into(), cx).await.expect("write");
+    life.path.journal().expect("journal").make_void().expect("void");
+    life.kill();
+    let cx = WriteContext { resent: true, ..cx };
+    life.path.write(INOS[0], 0, body(500, 1).into(), cx).await.expect("sent again");
+    life.path.fsync(INOS[0]).await.expect("fsync");
+    assert_eq!(life.sink.content(INOS[0], &life.bodies), body(500, 1));
 }

@@ -48,6 +48,8 @@ struct Fate {
 /// Journal files in memory, and the end of the process that writes them.
 pub struct Disk {
     files: Vec<Mutex<Vec<u8>>>,
+    /// The first file as it was synced last.
+    synced: Mutex<Vec<u8>>,
     fate: Mutex<Fate>,
     pub died: Notify,
 }
@@ -64,12 +66,19 @@ impl Disk {
         disk
     }
     pub fn from(image: Vec<Vec<u8>>) -> Arc<Disk> {
+        let synced = Mutex::new(image[0].clone());
         let files = image.into_iter().map(Mutex::new).collect();
-        Arc::new(Disk { files, fate: Mutex::default(), died: Notify::new() })
+        Arc::new(Disk { files, synced, fate: Mutex::default(), died: Notify::new() })
     }
     /// What the files hold: for a killed process, at the instant of its death.
     pub fn image(&self) -> Vec<Vec<u8>> {
         self.files.iter().map(|f| f.lock().clone()).collect()
+    }
+    /// What a power loss leaves at the least.
+    pub fn durable(&self) -> Vec<Vec<u8>> {
+        let mut image = self.image();
+        image[0] = self.synced.lock().clone();
+        image
     }
     /// The process dies at its `n`th write from now.
     pub fn kill_at(&self, n: u64, torn: Torn) {
@@ -134,6 +143,10 @@ impl Storage for DiskFile {
         let mut file = self.0.files[self.1].lock();
         assert!(at as usize + bytes.len() <= file.len(), "a write beyond the preallocated file");
         file[at as usize..at as usize + keep].copy_from_slice(&bytes[..keep]);
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        *self.0.synced.lock() = self.0.files[self.1].lock().clone();
         Ok(())
     }
     fn size(&self) -> io::Result<u64> {
@@ -241,12 +254,17 @@ impl Life {
     pub async fn reboot(&mut self, image: Vec<Vec<u8>>) -> Vec<Ino> {
         self.disk = Disk::from(image);
         let journal = self.disk.open().expect("open");
-        let incarnation = journal.begin_incarnation(BOOT + 1).expect("begin");
+        let (mode, incarnation) = journal.begin_replay(BOOT + 1).expect("begin");
         self.sink.restart(incarnation);
         let mortal = Arc::new(Mortal { sink: self.sink.clone(), disk: self.disk.clone() });
-        let journal = JournalSettings { mode: Mode::Prefix, ..JournalSettings::new(journal) };
+        let journal = JournalSettings { mode, ..JournalSettings::new(journal) };
         let owner = (SessionId(0xfeed), incarnation);
         let (store, clock, settings) = (self.store.clone(), self.clock.clone(), self.settings.clone());
+        if mode == Mode::SameBoot {
+            let started = DataPath::with_journal(store, mortal, clock, owner, settings, journal);
+            self.path = started.expect("what can be read is taken");
+            return Vec::new();
+        }
         let started = DataPath::after_reboot(store, mortal, clock, owner, settings, journal).await;
         let (path, left) = started.expect("what can be read is taken");
         self.path = path;

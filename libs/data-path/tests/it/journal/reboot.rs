@@ -1,8 +1,8 @@
 //! A journal that outlived its machine.
 
-use super::{Disk, Life, Torn};
+use super::{BOOT, Disk, Life, Torn};
 use crate::rig::body;
-use fusefs_data_path::{Settings, WriteContext};
+use fusefs_data_path::{Settings, WriteContext, journal::Mode};
 use fusefs_types::{Ino, SessionId};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -91,6 +91,41 @@ async fn a_file_that_somebody_changed_stays_in_the_journal() {
     assert_eq!(life.sink.content(G, &life.bodies), body(100, 3));
     life.disk.kill();
     assert_eq!(life.reboot(life.disk.image()).await, [F], "it can still be exported");
+}
+
+/// The first mount after the power loss came before the cluster: it had begun and never opened the session.
+#[tokio::test(start_paused = true)]
+async fn a_second_try_after_a_reboot_is_as_careful_as_the_first() {
+    let mut life = begin();
+    write(&life, F, 0, body(900, 1)).await;
+    let lost = life.disk.image();
+    life.path.fsync(F).await.expect("fsync");
+    write(&life, F, 0, body(900, 2)).await;
+    life.path.fsync(F).await.expect("fsync");
+    life.disk.kill();
+    let machine = Disk::from(lost);
+    for _ in 0..3 {
+        machine.open().expect("open").begin_replay(BOOT + 1).expect("begin");
+    }
+    assert_eq!(life.reboot(machine.image()).await, [F]);
+    life.path.sync_all().await.expect("sync");
+    assert_eq!(life.sink.content(F, &life.bodies), body(900, 2), "what was synced stays");
+    assert_eq!(life.reboot(life.disk.image()).await, [F], "also once a try has written to the journal");
+}
+
+/// The disk does not know the newest client processes of before a power loss, whether they served or replayed.
+#[tokio::test(start_paused = true)]
+async fn no_number_of_a_client_process_comes_twice_after_a_power_loss() {
+    let mut life = begin();
+    let lost = life.disk.image();
+    (0..5).for_each(|_| life.kill());
+    let newest = life.path.journal().expect("journal").header().incarnation;
+    let machine = Disk::from(lost);
+    let (mode, first) = machine.open().expect("open").begin_replay(BOOT + 1).expect("begin");
+    assert!(mode == Mode::Prefix && first > newest, "{first:?} after {newest:?}");
+    let machine = Disk::from(machine.durable());
+    let (_, second) = machine.open().expect("open").begin_replay(BOOT + 2).expect("begin");
+    assert!(second > first, "{second:?} after {first:?}");
 }
 
 /// The session of the killed client is over: in another one, its commits would be executed again without notice.

@@ -27,11 +27,14 @@ struct Ring {
 
 impl Ring {
     fn new(files: usize) -> Ring {
+        Ring::with(files, Settings::default())
+    }
+    fn with(files: usize, settings: Settings) -> Ring {
         let bodies = MemoryStore::new();
         let faulty = Faulty::new(bodies.clone(), FaultPlan::default());
         let sink = ModelSink::new(1);
         [A, B].iter().for_each(|i| _ = sink.create(*i));
-        let life = Life::over(Settings::default(), sink, bodies, faulty.clone(), Disk::new(files, FILE));
+        let life = Life::over(settings, sink, bodies, faulty.clone(), Disk::new(files, FILE));
         Ring { life, faulty }
     }
     async fn write(&self, ino: Ino, at: u64, data: Vec<u8>) -> Result<(), FsError> {
@@ -285,4 +288,29 @@ async fn an_abandoned_hole_is_finished_before_later_writes() {
     assert_eq!(r.life.path.replayed().intents, 0);
     r.life.path.sync_all().await.expect("sync");
     assert_eq!(r.content(A), want);
+}
+
+/// Nobody knows whether it was executed when the caller's time is up: what comes later must stay behind it.
+#[tokio::test(start_paused = true)]
+async fn a_hole_that_takes_too_long_holds_later_writes_back() {
+    let mut r = Ring::with(4, Settings { io_timeout: Some(Duration::from_secs(5)), ..Settings::default() });
+    r.write(A, 0, body(500, 1)).await.expect("write");
+    r.life.path.fsync(A).await.expect("fsync");
+    r.life.sink.faults(SinkFaults { lost_replies: 1000, ..SinkFaults::default() });
+    let hole = vec![fusefs_types::ops::Piece::Hole { offset: 0, len: 100 }];
+    let cx = WriteContext { unique: 4, ..WriteContext::default() };
+    let punch = timeout(Duration::from_secs(6), r.life.path.commit_pieces(A, hole, 0, cx));
+    assert_eq!(punch.await.expect("in time"), Err(FsError::Io));
+    assert_eq!(r.life.sink.outstanding().len(), 1, "its answer is still wanted");
+    assert_eq!(r.write(A, 0, body(50, 2)).await, Err(FsError::Io), "not before the answer");
+    r.life.sink.faults(SinkFaults::default());
+    timeout(Duration::from_secs(20), async { while r.write(A, 0, body(50, 2)).await.is_err() {} })
+        .await
+        .expect("goes on");
+    r.life.path.fsync(A).await.expect("fsync");
+    assert_eq!(r.life.sink.outstanding(), []);
+    let want = [body(50, 2), vec![0; 50], body(500, 1)[100..].to_vec()].concat();
+    assert_eq!(r.content(A), want);
+    r.life.kill();
+    assert_eq!(r.life.path.replayed().intents, 0);
 }
