@@ -245,6 +245,7 @@ impl Client {
                     let _ = kill(Pid::from_raw(pid as i32), signal); // gone already
                 }
             }
+            let _ = std::fs::remove_dir_all(&dir); // only sockets without an owner
         }
     }
     /// Clean end: everything flushed, unmounted.

@@ -128,7 +128,9 @@ fn pid(p: &Processes, i: usize) -> Option<u32> {
 fn ends_cleanly(stack: &Stack, i: usize) -> Result<()> {
     let client = &stack.clients[i];
     let last = wait_complete(client)?;
-    stack.fusefs(&["umount", stack.at(i).to_str().context("path")?])?;
+    // Other tests fork at any moment, and until their exec the child holds our files, too: busy for a millisecond.
+    let point = stack.at(i).to_str().context("path")?;
+    eventually(SOON, || stack.fusefs(&["umount", point]).map(|_| true))?;
     ensure!(!is_mounted(stack.at(i)), "still mounted");
     eventually(SOON, || Ok((0..3).all(|i| pid(&last, i).is_none_or(|p| !runs(p)))))
         .with_context(|| format!("left: {last:?}: {}", client.child.log_tail()))?;
@@ -144,12 +146,24 @@ fn runs(pid: u32) -> bool {
 #[test]
 fn the_keeper_stays_below_5_mib() -> Result<()> {
     let stack = stack("small", &[], &[])?;
+    let mut app = Application::start(stack.at(0))?;
+    for _ in 0..5 {
+        let before = wait_complete(&stack.clients[0])?.client;
+        sigkill(before)?;
+        app.work()?;
+    }
     let keeper = wait_complete(&stack.clients[0])?.keeper.context("no keeper")?;
-    let status = fs::read_to_string(format!("/proc/{keeper}/status"))?;
-    let line = |name: &str| status.lines().find(|l| l.starts_with(name)).unwrap_or_default().to_owned();
-    println!("{}\n{}\n{}", line("VmRSS"), line("RssAnon"), line("RssFile"));
-    let kib: u64 = line("VmRSS").split_whitespace().nth(1).and_then(|n| n.parse().ok()).context("VmRSS")?;
-    ensure!(kib < 5 * 1024, "{kib} KiB");
+    let mut last = String::new();
+    // Right after work it may hold a few pages of the program more.
+    eventually(SOON, || {
+        let status = fs::read_to_string(format!("/proc/{keeper}/status"))?;
+        last = status.lines().filter(|l| l.starts_with("VmRSS") || l.starts_with("Rss")).collect::<Vec<_>>().join("; ");
+        let rss = status.lines().find(|l| l.starts_with("VmRSS")).and_then(|l| l.split_whitespace().nth(1));
+        Ok(rss.and_then(|n| n.parse::<u64>().ok()).context("VmRSS")? < 5 * 1024)
+    })
+    .with_context(|| last.clone())?;
+    println!("{last}");
+    drop(app);
     ends_cleanly(&stack, 0)
 }
 
@@ -320,8 +334,17 @@ fn a_mount_that_cannot_start_says_why_and_leaves_nothing() -> Result<()> {
 
 #[test]
 fn an_ordinary_user_mounts_through_fusermount3() -> Result<()> {
-    let stack = Stack::start(ONE)?;
+    use std::os::unix::fs::PermissionsExt;
+    if fs::metadata("/dev/fuse")?.permissions().mode() & 0o006 != 0o006 {
+        println!("/dev/fuse is closed to ordinary users on this machine (chmod 666 /dev/fuse is usual); nothing to see");
+        return Ok(());
+    }
+    let mut stack = Stack::start(ONE)?;
     stack.fusefs(&["volume", "create", "user"])?;
+    // A new volume belongs to root.
+    stack.mount("user", &[])?;
+    eventually(SOON, || Ok(fs::set_permissions(stack.at(0), fs::Permissions::from_mode(0o777)).is_ok()))?;
+    stack.clients[0].stop()?;
     let home = fusefs_chaos_tests::stack::scratch()?;
     let (point, state, run) = (home.path().join("mnt"), home.path().join("state"), home.path().join("run"));
     let token = home.path().join("token");

@@ -2,7 +2,7 @@
 
 use super::serve::shutdown;
 use crate::{
-    args::{MountArgs, MountOptions, UmountArgs, UpgradeArgs},
+    args::{MountArgs, MountOptions, UmountArgs},
     cluster::{components, credential},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -256,7 +256,7 @@ fn supervisor_of(mountpoint: &Path) -> Option<fusefs_fuse_client::keeper::Channe
 
 /// Swaps the client of a mount.
 #[cfg(target_os = "linux")]
-pub fn upgrade(a: &UpgradeArgs) -> Result<()> {
+pub fn upgrade(a: &crate::args::UpgradeArgs) -> Result<()> {
     use fusefs_fuse_client::{fuse::untouched_point, supervise};
     let point = untouched_point(&a.mountpoint);
     let runtime = supervise::dirs::find(&point).pop().with_context(|| {

@@ -29,6 +29,8 @@ use std::{
 const CONNECTIONS_MAX: usize = 32;
 /// First and longest pause between two starts of a supervisor that dies again and again.
 const BACKOFF_MS: (u32, u32) = (10, 5_000);
+/// After this much silence the pages that the last messages needed are given back.
+const IDLE_MS: u16 = 300;
 /// A supervisor that registered this long ago was no false start.
 const STEADY_MS: u64 = 10_000;
 
@@ -50,6 +52,8 @@ struct Keeper {
     backoff_ms: u32,
     /// When a dead supervisor is started again.
     restart_at_ms: Option<u64>,
+    /// Worked since the last time that pages were given back.
+    touched: bool,
     ending: bool,
 }
 
@@ -64,10 +68,10 @@ pub fn run(socket: &Path, first: Option<OwnedFd>) -> io::Result<()> {
         guard: None,
         backoff_ms: BACKOFF_MS.0,
         restart_at_ms: None,
+        touched: true,
         ending: false,
     };
     let mut buffer = vec![0; MESSAGE_BYTES_MAX];
-    let _ = super::shrink::give_back(); // only memory
     while !keeper.ending {
         keeper.turn(&mut buffer)?;
     }
@@ -85,6 +89,7 @@ impl Keeper {
     fn turn(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         let wait = match self.restart_at_ms {
             Some(at) => PollTimeout::from(u16::try_from(at.saturating_sub(now_ms())).unwrap_or(u16::MAX)),
+            None if self.touched => PollTimeout::from(IDLE_MS),
             None => PollTimeout::NONE,
         };
         let guard = self.guard.as_ref().filter(|_| self.restart_at_ms.is_none());
@@ -92,8 +97,12 @@ impl Keeper {
         fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
         fds.extend(guard.map(|g| PollFd::new(g.pidfd.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, wait) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(n) => self.touched = n > 0,
+            Err(nix::errno::Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
+        }
+        if !self.touched {
+            let _ = super::shrink::give_back(); // only memory
         }
         let ready: Vec<bool> = fds.iter().map(|f| f.revents().is_some_and(|r| !r.is_empty())).collect();
         let connections = self.connections.len();
