@@ -185,10 +185,9 @@ impl Worker {
         self.tell(Phase::Serving)?;
         self.links.set_copies(self.copies()?);
         self.steps.reached(Step::Serving);
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || serving.wait()).await {
-            tracing::warn!(%error, "the kernel connection ended with an error");
-        }
-        Ok(())
+        // While the connection lives the session stays open for the next process, which serves what this one read.
+        let ended = tokio::task::spawn_blocking(move || serving.wait()).await;
+        ended.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(step("reading the kernel's requests"))
     }
 
     /// After the unmount: everything goes to the store. What does not stays in the journal, and then the session stays
