@@ -109,15 +109,17 @@ impl KeeperProcess {
     }
 }
 
-/// Starts a client from an executable.
+/// Starts a client from an executable. `candidate`: it ends when it cannot go on with the mount, because another one can.
 pub(super) fn start_client(
     exe: BorrowedFd<'_>,
     dirs: &Dirs,
     common: &[OsString],
     labels: &[OsString],
+    candidate: bool,
 ) -> io::Result<Process> {
     let mut command = sys::command(exe);
-    command.arg("client").arg("--runtime").arg(&dirs.runtime).args(common).arg("--").args(labels);
+    command.arg("client").arg("--runtime").arg(&dirs.runtime).args(candidate.then_some("--candidate"));
+    command.args(common).arg("--").args(labels);
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0).current_dir("/").spawn()?;
     Process::of(child)
 }

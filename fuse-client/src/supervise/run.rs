@@ -336,8 +336,10 @@ impl Supervisor {
     fn client_said(&mut self) {
         let Some(record) = self.store.bytes(names::CLIENT).and_then(ClientRecord::decode) else { return };
         if self.upgrade.as_ref().is_some_and(|u| u.candidate.pid == record.pid) {
-            if record.phase != Phase::Starting {
-                self.upgrade_done(record.phase);
+            match record.phase {
+                Phase::Starting => {}
+                Phase::Serving => self.upgrade_done(record.phase),
+                Phase::Poisoned => self.upgrade_failed("the new client cannot go on with this mount"),
             }
             return;
         }
@@ -400,7 +402,7 @@ impl Supervisor {
         self.restart_at_ms = None;
         self.store.remove(names::ENDED);
         let Some(exe) = self.store.fd(names::BINARY) else { return };
-        match start_client(exe, &self.dirs, &self.plan.common_args, &self.plan.labels) {
+        match start_client(exe, &self.dirs, &self.plan.common_args, &self.plan.labels, false) {
             Ok(process) => self.client = Some(Client { process, phase: Phase::Starting }),
             Err(error) => {
                 tracing::error!(%error, "the client cannot be started");

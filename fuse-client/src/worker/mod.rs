@@ -72,6 +72,10 @@ pub enum WorkerError {
     /// The journal belongs to an ended session; the supervisor puts it aside and starts another client.
     #[error("the journal of session {0} cannot be written to the volume by itself; it is put aside")]
     Park(SessionId),
+    /// A candidate of an upgrade: this version cannot go on with the mount, the one before perhaps can. No request was
+    /// answered.
+    #[error("this version cannot go on with the mount: {0}")]
+    Unable(String),
 }
 
 impl WorkerError {
@@ -94,6 +98,8 @@ pub struct Worker {
     items: Store,
     files: Files,
     steps: Steps,
+    /// Another executable can serve the mount if this one cannot.
+    candidate: bool,
 }
 
 /// What a client takes over, ready for the session.
@@ -106,8 +112,9 @@ struct Prepared {
 }
 
 impl Worker {
-    /// Says hello, waits until the previous client is really dead, gets everything. Blocks.
-    pub fn start(runtime: &Path) -> Result<Worker, WorkerError> {
+    /// Says hello, waits until the previous client is really dead, gets everything. Blocks. `candidate`: see
+    /// [`WorkerError::Unable`].
+    pub fn start(runtime: &Path, candidate: bool) -> Result<Worker, WorkerError> {
         sys::name_process(c"fusefs-client");
         let steps = Steps::from_env();
         steps.reached(Step::Started);
@@ -130,7 +137,7 @@ impl Worker {
             }
         }
         steps.reached(Step::Fds);
-        Ok(Worker { links, items, files, steps })
+        Ok(Worker { links, items, files, steps, candidate })
     }
 
     /// Options of the mount.
@@ -267,6 +274,9 @@ impl Worker {
             }
         };
         let init = self.init().await?;
+        if resumed && planted("other-init") {
+            return Ok(Err((init, "the INIT record is of another version (planted)".into())));
+        }
         if resumed && let Err(e) = init.open() {
             return Ok(Err((init, e.to_string())));
         }
@@ -344,6 +354,10 @@ impl Worker {
 
     /// This mount cannot go on: every request gets an error, until the unmount.
     async fn poisoned(&self, init: InitRecord, reason: &str) -> Result<EndRecord, WorkerError> {
+        if self.candidate {
+            // Also when the session is gone: the version before finds that out by itself.
+            return Err(WorkerError::Unable(reason.into()));
+        }
         eprintln!("fusefs: this mount cannot go on, every access gets an error until it is unmounted: {reason}");
         let (device, recovery) = (self.device()?, self.recovery(&init)?);
         self.tell(Phase::Poisoned)?;
