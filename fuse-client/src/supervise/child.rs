@@ -90,6 +90,14 @@ impl KeeperProcess {
         self.channel.watch(own.as_fd(), exe, stdin, args)
     }
 
+    /// SIGKILL, for one that does not answer; it must not start anybody any more.
+    pub fn kill(mut self) {
+        if let Err(error) = sys::kill(self.pidfd.as_fd()) {
+            tracing::debug!(%error, "killing the keeper");
+        }
+        self.reap();
+    }
+
     /// Ends it; its copies are closed when this returns.
     pub fn end(mut self) {
         if let Err(error) = self.channel.end() {

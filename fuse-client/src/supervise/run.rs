@@ -89,7 +89,8 @@ pub(super) struct Found {
     pub signals: SignalFd,
     pub point: PathBuf,
     pub exe: OwnedFd,
-    pub keeper: KeeperProcess,
+    /// None = to be started.
+    pub keeper: Option<KeeperProcess>,
     pub stdin: Option<OwnedFd>,
     pub args: Vec<OsString>,
     pub listener: OwnedFd,
@@ -126,8 +127,8 @@ impl Supervisor {
             next_peer: 0,
             signals,
             stdin,
-            keeper: Some(keeper),
-            keeper_at_ms: None,
+            keeper_at_ms: keeper.is_none().then(now_ms),
+            keeper,
             client: None,
             restart_at_ms: None,
             backoff_ms: BACKOFF_MS.0,
@@ -386,7 +387,14 @@ impl Supervisor {
 
     fn start_keeper(&mut self) {
         let started = KeeperProcess::start(self.exe.as_fd(), &self.dirs, &self.plan.common_args).and_then(|k| {
-            k.entrust(&self.store, self.exe.as_fd(), self.stdin.as_ref().map(AsFd::as_fd), &self.args).map(|()| k)
+            let stdin = self.stdin.as_ref().map(AsFd::as_fd);
+            match k.entrust(&self.store, self.exe.as_fd(), stdin, &self.args) {
+                Ok(()) => Ok(k),
+                Err(e) => {
+                    k.kill();
+                    Err(e)
+                }
+            }
         });
         match started {
             Ok(keeper) => (self.keeper, self.keeper_at_ms) = (Some(keeper), None),
