@@ -435,8 +435,10 @@ impl Supervisor {
 
     /// What follows a client's end.
     fn client_died(&mut self, last: Option<(Phase, Option<ExitStatus>)>) {
-        if self.upgrade.is_some() {
-            return; // the next one is there already
+        // Before the new client of an upgrade has said hello it may be anything, also a program that never does. Whoever
+        // gets the journal's lock first serves.
+        if self.upgrade.as_ref().is_some_and(|u| u.committed) {
+            return;
         }
         let gone = self.connection_gone();
         if let Some(end) = self.end_record().filter(|_| gone) {
@@ -445,6 +447,10 @@ impl Supervisor {
         }
         let code = last.and_then(|(_, status)| status).and_then(|s| s.code());
         if code == Some(EXIT_PARK) {
+            if self.upgrade.is_some() {
+                // It has the files that are to be put aside. The client that is started instead asks again.
+                return self.upgrade_failed("the journal has to be put aside first");
+            }
             return self.park_journal();
         }
         if let (false, Some(code)) = (self.served, code.filter(|c| *c != 0)) {

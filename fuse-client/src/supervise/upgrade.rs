@@ -17,8 +17,8 @@ pub(super) struct Upgrade {
     pub deadline_ms: u64,
     binary: OwnedFd,
     asked_by: u64,
-    /// The old client was told to go.
-    committed: bool,
+    /// The old client was told to go: the new one is there and waits for the journal.
+    pub committed: bool,
 }
 
 impl Supervisor {
