@@ -46,6 +46,9 @@ use std::{
 /// How long the runtime may take for one turn before a ping stays unanswered.
 const TURN: Duration = Duration::from_secs(4);
 
+/// Between two tries to open the session of a mount that served before: a refusal comes at once.
+const SESSION_PAUSE: Duration = Duration::from_millis(250);
+
 /// Items that a client gets, besides the journal.
 const ITEMS: &[&str] = &[
     names::FUSE,
@@ -349,6 +352,7 @@ impl Worker {
                 Err(e) if self.items.fd(names::FUSE).is_none_or(sys::connection_gone) => return Err(e.into()),
                 Err(error) => tracing::warn!(%error, "the cluster cannot be reached yet; applications wait"),
             }
+            tokio::time::sleep_until(tokio::time::Instant::now() + SESSION_PAUSE).await;
         }
     }
 
