@@ -200,6 +200,9 @@ pub struct PartArgs {
     /// Runtime directory of the mount.
     #[arg(long)]
     pub runtime: PathBuf,
+    /// End instead of answering with errors when this version cannot go on with the mount (client only).
+    #[arg(long)]
+    pub candidate: bool,
     /// Volume and mount point, for people who look at ps.
     #[arg(last = true)]
     pub labels: Vec<String>,

@@ -52,7 +52,7 @@ pub fn adopt(a: &PartArgs, common: Vec<OsString>) -> Result<()> {
 
 /// The client.
 pub fn client(a: &PartArgs) -> Result<ExitCode> {
-    let worker = match Worker::start(&a.runtime) {
+    let worker = match Worker::start(&a.runtime, a.candidate) {
         Ok(worker) => worker,
         Err(e) => return Ok(failed(&e, "starting")),
     };

@@ -18,7 +18,7 @@ use std::{
     ffi::OsString,
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::{ffi::OsStringExt, process::CommandExt},
     },
     path::Path,
@@ -47,6 +47,8 @@ struct Guard {
 struct Keeper {
     listener: OwnedFd,
     connections: Vec<Channel>,
+    /// The one of whoever started us, while it lasts.
+    first: Option<RawFd>,
     store: Store,
     guard: Option<Guard>,
     backoff_ms: u32,
@@ -55,14 +57,18 @@ struct Keeper {
     /// Worked since the last time that pages were given back.
     touched: bool,
     ending: bool,
+    orphaned: bool,
 }
 
-/// Serves at `socket` until told to end. `first` is a connection that is there from the start.
+/// Serves at `socket` until told to end. `first` is a connection that is there from the start: that of whoever starts this
+/// process. When it closes before there is anybody to start again, this process ends: its starter was killed in the middle
+/// of the hand-over, and half of a mount that nobody supervises would only keep others from noticing.
 pub fn run(socket: &Path, first: Option<OwnedFd>) -> io::Result<()> {
     sys::name_process(c"fusefs-keeper");
     let _ = std::fs::remove_file(socket); // of a keeper that was killed
     let mut keeper = Keeper {
         listener: sys::listener(socket)?,
+        first: first.as_ref().map(AsRawFd::as_raw_fd),
         connections: first.map(Channel::new).into_iter().collect(),
         store: Store::default(),
         guard: None,
@@ -70,10 +76,14 @@ pub fn run(socket: &Path, first: Option<OwnedFd>) -> io::Result<()> {
         restart_at_ms: None,
         touched: true,
         ending: false,
+        orphaned: false,
     };
     let mut buffer = vec![0; MESSAGE_BYTES_MAX];
     while !keeper.ending {
         keeper.turn(&mut buffer)?;
+        if keeper.orphaned {
+            return Ok(()); // the socket may already be another keeper's
+        }
     }
     let _ = std::fs::remove_file(socket); // the supervisor removes the whole directory anyway
     Ok(())
@@ -113,7 +123,11 @@ impl Keeper {
             }
         }
         for i in closed.into_iter().rev() {
-            self.connections.swap_remove(i);
+            let gone = self.connections.swap_remove(i);
+            if self.first.take_if(|fd| *fd == gone.as_fd().as_raw_fd()).is_some() && self.guard.is_none() {
+                eprintln!("fusefs keeper: the process that started this one is gone");
+                self.orphaned = true;
+            }
         }
         if ready.get(connections) == Some(&true) {
             self.admit()?;
@@ -211,4 +225,39 @@ fn start(guard: &Guard) -> io::Result<OwnedFd> {
 pub(crate) fn same_user(fd: &OwnedFd) -> bool {
     let own = geteuid().as_raw();
     sys::peer(fd.as_fd()).is_ok_and(|(_, uid)| uid == own || uid == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keeper::Item;
+
+    #[test]
+    fn a_keeper_lives_on_without_its_starter_only_if_it_can_start_a_supervisor() {
+        for watched in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let socket = dir.path().join("keeper.sock");
+            let (ours, theirs) = sys::pair().unwrap();
+            let path = socket.clone();
+            let keeper = std::thread::spawn(move || run(&path, Some(theirs)));
+            let ours = Channel::new(ours);
+            ours.put("fuse", &Item { bytes: vec![1], fd: None }).unwrap();
+            let other = Channel::connect(&socket).unwrap();
+            other.put("init", &Item { bytes: vec![2], fd: None }).unwrap();
+            if watched {
+                let own = sys::pidfd(std::process::id()).unwrap();
+                let exe = sys::executable(Path::new("/bin/false")).unwrap();
+                ours.watch(own.as_fd(), exe.as_fd(), None, &[]).unwrap();
+            }
+            drop(ours);
+            if watched {
+                // Twice: the closed connection is seen by the first at the latest.
+                assert_eq!(other.get("fuse").unwrap().unwrap().bytes, [1]);
+                assert_eq!(other.get("init").unwrap().unwrap().bytes, [2]);
+                other.end().unwrap();
+            }
+            keeper.join().unwrap().unwrap();
+            assert!(Channel::connect(&socket).is_err());
+        }
+    }
 }

@@ -90,6 +90,14 @@ impl KeeperProcess {
         self.channel.watch(own.as_fd(), exe, stdin, args)
     }
 
+    /// SIGKILL, for one that does not answer; it must not start anybody any more.
+    pub fn kill(mut self) {
+        if let Err(error) = sys::kill(self.pidfd.as_fd()) {
+            tracing::debug!(%error, "killing the keeper");
+        }
+        self.reap();
+    }
+
     /// Ends it; its copies are closed when this returns.
     pub fn end(mut self) {
         if let Err(error) = self.channel.end() {
@@ -109,15 +117,17 @@ impl KeeperProcess {
     }
 }
 
-/// Starts a client from an executable.
+/// Starts a client from an executable. `candidate`: it ends when it cannot go on with the mount, because another one can.
 pub(super) fn start_client(
     exe: BorrowedFd<'_>,
     dirs: &Dirs,
     common: &[OsString],
     labels: &[OsString],
+    candidate: bool,
 ) -> io::Result<Process> {
     let mut command = sys::command(exe);
-    command.arg("client").arg("--runtime").arg(&dirs.runtime).args(common).arg("--").args(labels);
+    command.arg("client").arg("--runtime").arg(&dirs.runtime).args(candidate.then_some("--candidate"));
+    command.args(common).arg("--").args(labels);
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0).current_dir("/").spawn()?;
     Process::of(child)
 }

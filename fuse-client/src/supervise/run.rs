@@ -89,7 +89,8 @@ pub(super) struct Found {
     pub signals: SignalFd,
     pub point: PathBuf,
     pub exe: OwnedFd,
-    pub keeper: KeeperProcess,
+    /// None = to be started.
+    pub keeper: Option<KeeperProcess>,
     pub stdin: Option<OwnedFd>,
     pub args: Vec<OsString>,
     pub listener: OwnedFd,
@@ -126,8 +127,8 @@ impl Supervisor {
             next_peer: 0,
             signals,
             stdin,
-            keeper: Some(keeper),
-            keeper_at_ms: None,
+            keeper_at_ms: keeper.is_none().then(now_ms),
+            keeper,
             client: None,
             restart_at_ms: None,
             backoff_ms: BACKOFF_MS.0,
@@ -336,8 +337,10 @@ impl Supervisor {
     fn client_said(&mut self) {
         let Some(record) = self.store.bytes(names::CLIENT).and_then(ClientRecord::decode) else { return };
         if self.upgrade.as_ref().is_some_and(|u| u.candidate.pid == record.pid) {
-            if record.phase != Phase::Starting {
-                self.upgrade_done(record.phase);
+            match record.phase {
+                Phase::Starting => {}
+                Phase::Serving => self.upgrade_done(record.phase),
+                Phase::Poisoned => self.upgrade_failed("the new client cannot go on with this mount"),
             }
             return;
         }
@@ -384,7 +387,14 @@ impl Supervisor {
 
     fn start_keeper(&mut self) {
         let started = KeeperProcess::start(self.exe.as_fd(), &self.dirs, &self.plan.common_args).and_then(|k| {
-            k.entrust(&self.store, self.exe.as_fd(), self.stdin.as_ref().map(AsFd::as_fd), &self.args).map(|()| k)
+            let stdin = self.stdin.as_ref().map(AsFd::as_fd);
+            match k.entrust(&self.store, self.exe.as_fd(), stdin, &self.args) {
+                Ok(()) => Ok(k),
+                Err(e) => {
+                    k.kill();
+                    Err(e)
+                }
+            }
         });
         match started {
             Ok(keeper) => (self.keeper, self.keeper_at_ms) = (Some(keeper), None),
@@ -400,7 +410,7 @@ impl Supervisor {
         self.restart_at_ms = None;
         self.store.remove(names::ENDED);
         let Some(exe) = self.store.fd(names::BINARY) else { return };
-        match start_client(exe, &self.dirs, &self.plan.common_args, &self.plan.labels) {
+        match start_client(exe, &self.dirs, &self.plan.common_args, &self.plan.labels, false) {
             Ok(process) => self.client = Some(Client { process, phase: Phase::Starting }),
             Err(error) => {
                 tracing::error!(%error, "the client cannot be started");
@@ -425,8 +435,10 @@ impl Supervisor {
 
     /// What follows a client's end.
     fn client_died(&mut self, last: Option<(Phase, Option<ExitStatus>)>) {
-        if self.upgrade.is_some() {
-            return; // the next one is there already
+        // Before the new client of an upgrade has said hello it may be anything, also a program that never does. Whoever
+        // gets the journal's lock first serves.
+        if self.upgrade.as_ref().is_some_and(|u| u.committed) {
+            return;
         }
         let gone = self.connection_gone();
         if let Some(end) = self.end_record().filter(|_| gone) {
@@ -435,6 +447,10 @@ impl Supervisor {
         }
         let code = last.and_then(|(_, status)| status).and_then(|s| s.code());
         if code == Some(EXIT_PARK) {
+            if self.upgrade.is_some() {
+                // It has the files that are to be put aside. The client that is started instead asks again.
+                return self.upgrade_failed("the journal has to be put aside first");
+            }
             return self.park_journal();
         }
         if let (false, Some(code)) = (self.served, code.filter(|c| *c != 0)) {

@@ -15,7 +15,7 @@ use crate::{
         kernel::SlotFile,
         prepare_point,
     },
-    keeper::{Item, Store, sys},
+    keeper::{Channel, Item, Store, sys},
 };
 use nix::sys::{
     signal::{SigSet, Signal},
@@ -25,7 +25,7 @@ use std::{
     ffi::OsString,
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
@@ -87,6 +87,7 @@ fn start(
         keeper.end(); // it must not keep a mount that nobody serves
         return Err(SuperviseError::Keeper(e));
     }
+    let keeper = Some(keeper);
     Ok(Supervisor::new(plan, dirs, store, Found { claim, signals, point, exe, keeper, stdin, args, listener }))
 }
 
@@ -102,10 +103,9 @@ pub(super) fn adopted(from: Adopted, plan: Plan) -> Result<Supervisor, Supervise
     let Adopted { channel, store, dirs } = from;
     let claim = claim_again(&dirs)?;
     let exe = sys::executable(Path::new("/proc/self/exe"))?;
-    let keeper = KeeperProcess::adopt(channel).map_err(SuperviseError::Keeper)?;
     let stdin = parent_pipe(&plan)?;
     let args = adopt_args(&plan, &dirs);
-    keeper.entrust(&Store::default(), exe.as_fd(), stdin.as_ref().map(AsFd::as_fd), &args)?;
+    let keeper = same_keeper(channel, exe.as_fd(), stdin.as_ref().map(AsFd::as_fd), &args);
     let record = store.bytes(names::CLIENT).and_then(ClientRecord::decode);
     let (point, listener) = (plan.mount.mountpoint.clone(), listen(&dirs)?);
     let found = Found { claim, signals, point, exe, keeper, stdin, args, listener };
@@ -117,6 +117,29 @@ pub(super) fn adopted(from: Adopted, plan: Plan) -> Result<Supervisor, Supervise
         None => s.start_client(),
     }
     Ok(s)
+}
+
+/// The keeper that everything was got from. None when it died meanwhile or does not answer: the loop starts another one,
+/// from what we got.
+fn same_keeper(
+    channel: Channel,
+    exe: BorrowedFd<'_>,
+    stdin: Option<BorrowedFd<'_>>,
+    args: &[OsString],
+) -> Option<KeeperProcess> {
+    let keeper = match KeeperProcess::adopt(channel) {
+        Ok(keeper) => keeper,
+        Err(error) => {
+            tracing::warn!(%error, "the keeper died while its mount was taken over");
+            return None;
+        }
+    };
+    if let Err(error) = keeper.entrust(&Store::default(), exe, stdin, args) {
+        tracing::warn!(%error, "the keeper does not take a new supervisor; it is replaced");
+        keeper.kill();
+        return None;
+    }
+    Some(keeper)
 }
 
 fn claim_again(dirs: &Dirs) -> Result<Claim, SuperviseError> {

@@ -17,8 +17,8 @@ pub(super) struct Upgrade {
     pub deadline_ms: u64,
     binary: OwnedFd,
     asked_by: u64,
-    /// The old client was told to go.
-    committed: bool,
+    /// The old client was told to go: the new one is there and waits for the journal.
+    pub committed: bool,
 }
 
 impl Supervisor {
@@ -30,7 +30,7 @@ impl Supervisor {
         if self.connection_gone() {
             return self.tell(asked_by, &Message::Error("the mount is ending".into()));
         }
-        match start_client(binary.as_fd(), &self.dirs, &self.plan.common_args, &self.plan.labels) {
+        match start_client(binary.as_fd(), &self.dirs, &self.plan.common_args, &self.plan.labels, true) {
             Ok(candidate) => {
                 let deadline_ms = now_ms() + u64::from(timeout_ms);
                 self.upgrade = Some(Upgrade { candidate, deadline_ms, binary, asked_by, committed: false });

@@ -3,7 +3,7 @@
 //! What the client itself writes goes to both. After a restart of either it is pushed again, so that a holder that was
 //! killed knows it soon, and the supervisor's pings are answered here.
 
-use super::revive::{Copies, revive};
+use super::revive::{Copies, revive, start_supervisor};
 use crate::{
     keeper::{Channel, Item, protocol::Message},
     supervise::dirs::{keeper_socket, supervisor_socket},
@@ -24,6 +24,9 @@ const TRIES: u32 = 3_000;
 
 /// Tries after which a serving client starts both holders again: 2 s, in which either would have started the other.
 const DESERTED: u32 = 200;
+/// Tries after which a client starts the supervisor that a living keeper does not start: 10 s, in which the keeper would
+/// have, whatever its pause.
+const UNSUPERVISED: u32 = 1_000;
 
 /// Answers whether the process does its work: it may block.
 pub type Alive = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -126,6 +129,13 @@ impl Links {
             if keeper && tries >= DESERTED && Channel::connect(&supervisor_socket(&self.runtime)).is_err() {
                 tries = 0;
                 self.revive();
+            }
+            if !keeper && tries >= UNSUPERVISED && Channel::connect(&keeper_socket(&self.runtime)).is_ok() {
+                tries = 0;
+                tracing::error!("the supervisor is gone and the keeper does not start it; it is started again");
+                if let Err(error) = start_supervisor() {
+                    tracing::error!(%error, "the supervisor cannot be started again");
+                }
             }
             pause();
         }

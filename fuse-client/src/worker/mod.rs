@@ -46,6 +46,9 @@ use std::{
 /// How long the runtime may take for one turn before a ping stays unanswered.
 const TURN: Duration = Duration::from_secs(4);
 
+/// Between two tries to open the session of a mount that served before: a refusal comes at once.
+const SESSION_PAUSE: Duration = Duration::from_millis(250);
+
 /// Items that a client gets, besides the journal.
 const ITEMS: &[&str] = &[
     names::FUSE,
@@ -72,6 +75,10 @@ pub enum WorkerError {
     /// The journal belongs to an ended session; the supervisor puts it aside and starts another client.
     #[error("the journal of session {0} cannot be written to the volume by itself; it is put aside")]
     Park(SessionId),
+    /// A candidate of an upgrade: this version cannot go on with the mount, the one before perhaps can. No request was
+    /// answered.
+    #[error("this version cannot go on with the mount: {0}")]
+    Unable(String),
 }
 
 impl WorkerError {
@@ -94,6 +101,8 @@ pub struct Worker {
     items: Store,
     files: Files,
     steps: Steps,
+    /// Another executable can serve the mount if this one cannot.
+    candidate: bool,
 }
 
 /// What a client takes over, ready for the session.
@@ -106,8 +115,9 @@ struct Prepared {
 }
 
 impl Worker {
-    /// Says hello, waits until the previous client is really dead, gets everything. Blocks.
-    pub fn start(runtime: &Path) -> Result<Worker, WorkerError> {
+    /// Says hello, waits until the previous client is really dead, gets everything. Blocks. `candidate`: see
+    /// [`WorkerError::Unable`].
+    pub fn start(runtime: &Path, candidate: bool) -> Result<Worker, WorkerError> {
         sys::name_process(c"fusefs-client");
         let steps = Steps::from_env();
         steps.reached(Step::Started);
@@ -130,7 +140,7 @@ impl Worker {
             }
         }
         steps.reached(Step::Fds);
-        Ok(Worker { links, items, files, steps })
+        Ok(Worker { links, items, files, steps, candidate })
     }
 
     /// Options of the mount.
@@ -185,10 +195,9 @@ impl Worker {
         self.tell(Phase::Serving)?;
         self.links.set_copies(self.copies()?);
         self.steps.reached(Step::Serving);
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || serving.wait()).await {
-            tracing::warn!(%error, "the kernel connection ended with an error");
-        }
-        Ok(())
+        // While the connection lives the session stays open for the next process, which serves what this one read.
+        let ended = tokio::task::spawn_blocking(move || serving.wait()).await;
+        ended.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(step("reading the kernel's requests"))
     }
 
     /// After the unmount: everything goes to the store. What does not stays in the journal, and then the session stays
@@ -268,6 +277,9 @@ impl Worker {
             }
         };
         let init = self.init().await?;
+        if resumed && planted("other-init") {
+            return Ok(Err((init, "the INIT record is of another version (planted)".into())));
+        }
         if resumed && let Err(e) = init.open() {
             return Ok(Err((init, e.to_string())));
         }
@@ -340,11 +352,16 @@ impl Worker {
                 Err(e) if self.items.fd(names::FUSE).is_none_or(sys::connection_gone) => return Err(e.into()),
                 Err(error) => tracing::warn!(%error, "the cluster cannot be reached yet; applications wait"),
             }
+            tokio::time::sleep_until(tokio::time::Instant::now() + SESSION_PAUSE).await;
         }
     }
 
     /// This mount cannot go on: every request gets an error, until the unmount.
     async fn poisoned(&self, init: InitRecord, reason: &str) -> Result<EndRecord, WorkerError> {
+        if self.candidate {
+            // Also when the session is gone: the version before finds that out by itself.
+            return Err(WorkerError::Unable(reason.into()));
+        }
         eprintln!("fusefs: this mount cannot go on, every access gets an error until it is unmounted: {reason}");
         let (device, recovery) = (self.device()?, self.recovery(&init)?);
         self.tell(Phase::Poisoned)?;

@@ -5,10 +5,11 @@ use crate::{
     supervise::{dirs::keeper_socket, names},
 };
 use std::{
+    ffi::OsString,
     fs::File,
     io,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
     },
     path::Path,
@@ -23,7 +24,8 @@ pub struct Copies {
     pub journal: &'static [File],
 }
 
-/// Starts a keeper, hands everything over, starts a supervisor that adopts this process. `own` = what the client wrote.
+/// Starts a keeper, hands everything over, makes it start a supervisor that adopts this process, and again if that dies
+/// before it has said how. `own` = what the client wrote.
 pub fn revive<'a>(
     runtime: &Path,
     copies: &Copies,
@@ -44,17 +46,27 @@ pub fn revive<'a>(
     for (name, bytes) in own {
         keeper.put(name, &Item { bytes: bytes.clone(), fd: None })?;
     }
-    // Our own command line is `client`, the runtime directory, how to log, and words for people: the supervisor's, too.
-    let args = std::env::args_os().skip(2);
-    let mut supervisor = sys::command(exe.as_fd());
-    start(supervisor.arg("adopt").args(args).stdin(Stdio::null()))
+    let supervisor = start(sys::command(exe.as_fd()).args(supervisor_args()).stdin(Stdio::null()))?;
+    keeper.watch(supervisor.as_fd(), exe.as_fd(), None, &supervisor_args())
 }
 
-/// Nobody waits for it but a thread: both outlive this process or are started again by each other.
-fn start(command: &mut Command) -> io::Result<()> {
+/// Starts a supervisor that adopts this process from a living keeper. When there is one already, it gives way.
+pub fn start_supervisor() -> io::Result<()> {
+    let exe = sys::executable(Path::new("/proc/self/exe"))?;
+    start(sys::command(exe.as_fd()).args(supervisor_args()).stdin(Stdio::null())).map(drop)
+}
+
+/// Our own command line is `client`, the runtime directory, how to log, and words for people: the supervisor's, too.
+fn supervisor_args() -> Vec<OsString> {
+    std::iter::once("adopt".into()).chain(std::env::args_os().skip(2)).collect()
+}
+
+/// Nobody waits for it but a thread: both outlive this process or are started again by each other. Answers its pidfd.
+fn start(command: &mut Command) -> io::Result<OwnedFd> {
     let mut child = command.stdout(Stdio::null()).process_group(0).spawn()?;
+    let pidfd = sys::pidfd(child.id())?;
     std::thread::Builder::new().name("reap".into()).spawn(move || child.wait())?;
-    Ok(())
+    Ok(pidfd)
 }
 
 fn lend(keeper: &Channel, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {

@@ -269,6 +269,32 @@ fn an_unanswered_init_is_answered_by_the_next() {
     serving.wait().unwrap();
 }
 
+/// Readers that end while the kernel connection lives are a fault of this process, not an unmount: nothing may be closed.
+#[test]
+fn readers_that_fail_are_told_from_an_unmount() {
+    if !usable() {
+        return;
+    }
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let mut kept = Kept::mount(dir.path(), false).unwrap();
+    let runtime = runtime();
+    let inside = runtime.enter();
+    let client = cluster.client();
+    drop(inside);
+    let ends_on = |fd: std::os::fd::OwnedFd| {
+        let settings = ServeSettings::new(Recovery::Resend);
+        let (vfs, handle) = (client.vfs.clone(), runtime.handle().clone());
+        serve(fd, kept.init.clone(), false, vfs, handle, settings).unwrap().wait()
+    };
+    // Lives as far as poll(2) can tell, and cannot be read.
+    assert!(ends_on(File::open("/").unwrap().into()).is_err());
+    // Cannot be read either, and is gone.
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    ends_on(writer.into()).unwrap();
+    kept.unmount().unwrap();
+}
+
 #[test]
 fn a_mount_that_cannot_go_on_answers_estale_and_unmounts() {
     if !usable() {

@@ -11,11 +11,12 @@ use super::reply::Link;
 use super::run::{InFlight, Job};
 use super::slots::{SlotFile, Slots};
 use super::stats::ServeStats;
+use crate::keeper::sys::connection_gone;
 use crate::vfs::Vfs;
 use parking_lot::Mutex;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -217,13 +218,24 @@ impl Server {
 }
 
 impl Serving {
-    /// Waits until the file system has been unmounted, by whomever.
+    /// Waits until the file system has been unmounted, by whomever. A reader's fault while others go on is no error.
+    ///
+    /// An error means that nobody reads any more although the kernel connection lives: what was read stays unanswered,
+    /// so that the next process gets it.
     pub fn wait(self) -> io::Result<()> {
         let mut result = Ok(());
         for reader in self.readers {
             let ended =
                 reader.join().unwrap_or_else(|_| Err(io::Error::other("a thread that reads requests panicked")));
             result = result.and(ended);
+        }
+        let link = &self.server.link;
+        if result.is_err() && connection_gone(link.device.as_fd()) {
+            tracing::warn!(error = ?result.err(), "a thread that read requests had ended before the unmount");
+            return Ok(());
+        }
+        if result.is_err() {
+            link.abandoned.store(true, Ordering::Release);
         }
         result
     }
