@@ -101,7 +101,7 @@ impl Rig {
             self.vfs.write(&self.request(), ino, opened.fh, 0, Bytes::copy_from_slice(data), flags).await?;
         }
         self.vfs.flush(&self.request(), ino).await?;
-        self.vfs.release(ino, opened.fh).await;
+        self.vfs.release(&self.request(), ino, opened.fh).await;
         Ok(ino)
     }
 

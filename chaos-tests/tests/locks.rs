@@ -143,7 +143,7 @@ async fn two_clients_lock_each_other_out_and_wake_each_other() -> Result<()> {
                     c.count(ino, fh, owner, flock).await?;
                 }
                 c.vfs.flush(&c.rq(), ino).await?;
-                c.vfs.release(ino, fh).await;
+                c.vfs.release(&c.rq(), ino, fh).await;
                 anyhow::Ok(())
             }));
         }

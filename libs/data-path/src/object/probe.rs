@@ -162,8 +162,11 @@ pub async fn remove_marker(store: &dyn ObjectStore) -> Result<(), StoreError> {
 #[cfg(feature = "s3")]
 pub async fn standard_credentials() -> Result<Option<StoreCredentials>, StoreError> {
     use aws_credential_types::provider::ProvideCredentials;
-    let config =
-        aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(super::s3::http_client(false)).load();
+    // With a region given nobody asks the network for one (an instance's metadata server that is not there takes seconds).
+    let config = aws_config::defaults(aws_config::BehaviorVersion::latest())
+        .region(aws_config::Region::new("us-east-1"))
+        .http_client(super::s3::http_client(false))
+        .load();
     let found = tokio::time::timeout(Duration::from_secs(5), async {
         match config.await.credentials_provider() {
             Some(p) => p.provide_credentials().await.ok(),
