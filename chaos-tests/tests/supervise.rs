@@ -336,7 +336,9 @@ fn a_mount_that_cannot_start_says_why_and_leaves_nothing() -> Result<()> {
 fn an_ordinary_user_mounts_through_fusermount3() -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     if fs::metadata("/dev/fuse")?.permissions().mode() & 0o006 != 0o006 {
-        println!("/dev/fuse is closed to ordinary users on this machine (chmod 666 /dev/fuse is usual); nothing to see");
+        println!(
+            "/dev/fuse is closed to ordinary users on this machine (chmod 666 /dev/fuse is usual); nothing to see"
+        );
         return Ok(());
     }
     let mut stack = Stack::start(ONE)?;

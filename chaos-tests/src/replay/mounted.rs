@@ -7,6 +7,7 @@ use super::{
 use crate::stack::{Stack, is_mounted};
 use anyhow::{Context, Result, bail, ensure};
 use fusefs_fuse_client::{
+    fuse::Unmounter,
     keeper::Channel,
     supervise::{ClientRecord, Phase, dirs, names, processes},
 };
@@ -74,8 +75,7 @@ impl Mounted {
     /// Clean unmount: everything is flushed and every process has ended.
     pub fn stop(&mut self) -> Result<()> {
         let runtime = self.runtime();
-        nix::mount::umount2(&self.point, nix::mount::MntFlags::UMOUNT_NOFOLLOW)
-            .with_context(|| format!("unmounting {}", self.point.display()))?;
+        Unmounter::new(&self.point).unmount().with_context(|| format!("unmounting {}", self.point.display()))?;
         let start = now_ns();
         while let Some(runtime) = &runtime
             && processes(runtime) != fusefs_fuse_client::supervise::Processes::default()

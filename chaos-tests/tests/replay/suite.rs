@@ -5,6 +5,7 @@ mod fence;
 mod kills;
 mod oracle;
 mod outages;
+mod shared;
 mod world;
 
 use anyhow::Result;
@@ -34,6 +35,7 @@ const TESTS: &[Test] = tests! {
     kills::upgrades_under_load_are_pauses,
     kills::an_application_in_a_private_mount_namespace_notices_nothing,
     kills::nothing_is_left_of_killed_processes,
+    shared::locks_between_two_mounts_survive_kills_of_both,
     outages::a_leader_and_the_client_may_die_together,
     outages::ten_seconds_without_the_store_are_a_pause,
     outages::past_the_close_timeout_each_close_fails_once_and_nothing_is_lost,
