@@ -2,9 +2,7 @@
 
 mod mount;
 
-pub use mount::{
-    JournalCommand, KeeperArgs, MountArgs, MountOptions, PartArgs, RecoveryArg, UmountArgs, UpgradeArgs,
-};
+pub use mount::{JournalCommand, KeeperArgs, MountArgs, MountOptions, PartArgs, RecoveryArg, UmountArgs, UpgradeArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
