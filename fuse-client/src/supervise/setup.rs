@@ -24,6 +24,7 @@ use nix::sys::{
 use std::{
     ffi::OsString,
     io,
+    os::unix::fs::FileTypeExt,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -153,9 +154,15 @@ fn claim_again(dirs: &Dirs) -> Result<Claim, SuperviseError> {
     Err(io::Error::other("another supervisor serves this mount").into())
 }
 
-/// A copy of our standard input, for ourselves and for those who follow us.
+/// A copy of our standard input, for ourselves and for those who follow us. Only a pipe or a socket can tell that the
+/// parent is gone: whoever was started by a lone client has neither, and must not take that for the end.
 fn parent_pipe(plan: &Plan) -> io::Result<Option<OwnedFd>> {
-    if plan.exit_with_parent { sys::duplicate(io::stdin()).map(Some) } else { Ok(None) }
+    if !plan.exit_with_parent {
+        return Ok(None);
+    }
+    let stdin = sys::duplicate(io::stdin())?;
+    let kind = std::fs::File::from(stdin.try_clone()?).metadata()?.file_type();
+    Ok((kind.is_fifo() || kind.is_socket()).then_some(stdin))
 }
 
 /// How the keeper starts us again.
