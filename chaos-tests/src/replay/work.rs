@@ -59,7 +59,7 @@ impl Plan {
             steps: None,
             only: Vec::new(),
             lockers: 3,
-            hang: Duration::from_secs(60),
+            hang: Duration::from_secs(180),
             plant: None,
         }
     }

@@ -11,7 +11,7 @@ use fusefs_chaos_tests::{
         work::Plan,
         worker::{Worker, verify},
     },
-    stack::Stack,
+    stack::{Stack, is_mounted},
 };
 use fusefs_local_cluster::Shape;
 use std::{
@@ -121,6 +121,7 @@ impl World {
         let log = || format!("seed {}; the mount's log is {}", plan.seed, self.mount.log().display());
         if report.bad() > 0 {
             self.keep_log();
+            println!("at the failure the mount is {}", if is_mounted(&self.mount.point) { "there" } else { "gone" });
         }
         ensure!(report.bad() == 0, "{}\n{}", log(), report.problems_text());
         ensure!(report.finished, "the final comparisons were not made");
