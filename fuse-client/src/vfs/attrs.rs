@@ -76,7 +76,7 @@ impl Vfs {
         if change.mtime.is_some() {
             self.data.set_explicit_mtime(ino).await;
         }
-        let sent = self.now();
+        let sent = self.sent(rq);
         let write = Write::SetAttr(SetAttr {
             ino,
             mode: change.mode.map(|m| m & 0o7777),

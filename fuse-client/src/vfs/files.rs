@@ -112,6 +112,11 @@ impl Vfs {
         if flags & libc::O_APPEND != 0 {
             check_size(attr.size, u64::from(len))?;
             self.data.append(ino, data, rq.next_op(self.settings.mount)).await?;
+            if rq.resent {
+                // The reply may be an old one.
+                self.inodes.expire(ino);
+                self.data.invalidate(ino);
+            }
             return Ok(len);
         }
         check_size(offset, u64::from(len))?;

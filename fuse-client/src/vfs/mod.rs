@@ -35,10 +35,10 @@ use fusefs_data_path::{
     journal::{JournalError, JournalSettings},
 };
 use fusefs_types::{
-    Clock, FsError, FsResult, Ino, SessionId,
+    Attr, Clock, FsError, FsResult, Ino, SessionId,
     ids::{Incarnation, MountId, OpId, Origin},
     limits,
-    ops::{Write, WriteReply},
+    ops::{Read, ReadReply, Write, WriteReply},
 };
 use handle::OpenTable;
 use icache::InodeCache;
@@ -313,7 +313,33 @@ impl Vfs {
     /// One mutation of a request.
     async fn mutate(&self, rq: &Request, write: Write) -> FsResult<WriteReply> {
         let op: OpId = rq.next_op(self.settings.mount);
-        self.meta.write(op, write).await
+        let reply = self.meta.write(op, write).await?;
+        Ok(if rq.resent { self.renewed(reply).await } else { reply })
+    }
+
+    /// An earlier process may have had a request executed that is sent again: then the reply is a stored one, and this
+    /// mount's own later operations have changed the attributes in it since. They are asked for again: 1 RPC per inode.
+    async fn renewed(&self, mut reply: WriteReply) -> WriteReply {
+        let attrs: Vec<&mut Attr> = match &mut reply {
+            WriteReply::Created { attr, parent, .. } | WriteReply::Linked { attr, parent } => vec![attr, parent],
+            WriteReply::Unlinked { parent, .. } => vec![parent],
+            WriteReply::Attr(attr) | WriteReply::Locked(attr) | WriteReply::Appended { attr, .. } => vec![attr],
+            WriteReply::Committed(all) => all.iter_mut().collect(),
+            WriteReply::Renamed { .. } | WriteReply::LockBlocked(_) => Vec::new(),
+        };
+        for attr in attrs {
+            // What is gone by now stays as it was told.
+            if let Ok(ReadReply::Attr(newer)) = self.meta.read(Read::GetAttr { ino: attr.ino }).await {
+                *attr = newer;
+            }
+        }
+        reply
+    }
+
+    /// When a mutation is sent, for the validity of what its reply says; long ago for one that may have been executed by
+    /// an earlier process.
+    fn sent(&self, rq: &Request) -> u64 {
+        if rq.resent { 0 } else { self.now() }
     }
 
     fn now(&self) -> u64 {

@@ -109,7 +109,7 @@ impl Vfs {
         exclusive: bool,
     ) -> FsResult<(Attr, u64, bool)> {
         let mutation = self.names.begin(parent);
-        let sent = self.now();
+        let sent = self.sent(rq);
         let write = Write::Create(Create {
             parent,
             name: name.clone(),
@@ -148,7 +148,7 @@ impl Vfs {
         self.gate_change().await?;
         let name = Name::new(name)?;
         let mutation = self.names.begin(parent);
-        let sent = self.now();
+        let sent = self.sent(rq);
         match self.mutate(rq, Write::Link(Link { ino, parent, name: name.clone() })).await {
             Ok(WriteReply::Linked { attr, parent: dir }) => {
                 let target = Some((attr.ino, attr.kind));
@@ -179,7 +179,7 @@ impl Vfs {
         self.gate_change().await?;
         let name = Name::new(name)?;
         let mutation = self.names.begin(parent);
-        let sent = self.now();
+        let sent = self.sent(rq);
         match self.mutate(rq, Write::Unlink(Unlink { parent, name: name.clone(), directory })).await {
             Ok(WriteReply::Unlinked { ino, parent: dir, .. }) => {
                 mutation.done(Some(&dir), &[(&name, None)], self.negative_until(sent), self.attr_until(sent));
@@ -204,7 +204,7 @@ impl Vfs {
         let known = (self.names.get(old_dir, &old, self.now()), self.names.get(new_dir, &new, self.now()));
         let source = self.names.begin(old_dir);
         let target = (new_dir != old_dir).then(|| self.names.begin(new_dir));
-        let sent = self.now();
+        let sent = self.sent(rq);
         let write = Write::Rename(Rename {
             parent: old_dir,
             name: old.clone(),

@@ -10,6 +10,8 @@ use fusefs_types::{
     ids::{MountId, OpId, Origin},
     ops::{Append, Commit, CommitFile, Read, ReadReply, Write, WriteReply},
 };
+use parking_lot::Mutex;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ pub(super) struct Sink {
     clock: Arc<dyn Clock>,
     mount: MountId,
     attr_validity: Duration,
+    /// Commits that an earlier process sent and whose outcome is not known yet.
+    old: Mutex<HashSet<u64>>,
 }
 
 impl Sink {
@@ -30,7 +34,8 @@ impl Sink {
         inodes: Arc<InodeCache>,
         clock: Arc<dyn Clock>,
     ) -> Sink {
-        Sink { meta, inodes, clock, mount: settings.mount, attr_validity: settings.attr_validity }
+        let (mount, attr_validity) = (settings.mount, settings.attr_validity);
+        Sink { meta, inodes, clock, mount, attr_validity, old: Mutex::default() }
     }
 
     fn op(&self, number: u64) -> OpId {
@@ -51,6 +56,7 @@ impl MetaSink for Sink {
     }
 
     fn resume(&self, unfinished: &[u64]) {
+        self.old.lock().extend(unfinished);
         self.meta.resume_journal(unfinished);
     }
 
@@ -61,7 +67,12 @@ impl MetaSink for Sink {
     async fn commit(&self, number: u64, file: CommitFile) -> FsResult<Attr> {
         match self.write(self.op(number), Write::Commit(Commit { files: vec![file] })).await? {
             (WriteReply::Committed(attrs), until) if attrs.len() == 1 => {
-                self.inodes.put(&attrs[0], until);
+                if self.old.lock().remove(&number) {
+                    // Perhaps a stored reply, and later operations have changed the attributes since.
+                    self.inodes.expire(attrs[0].ino);
+                } else {
+                    self.inodes.put(&attrs[0], until);
+                }
                 Ok(attrs[0])
             }
             _ => Err(unexpected("commit")),

@@ -59,7 +59,7 @@ impl Vfs {
     }
 
     async fn change_xattr(&self, rq: &Request, write: Write) -> FsResult<()> {
-        let sent = self.now();
+        let sent = self.sent(rq);
         match self.mutate(rq, write).await? {
             WriteReply::Attr(attr) => {
                 self.learn_attr(&attr, sent);

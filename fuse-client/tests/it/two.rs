@@ -3,7 +3,7 @@
 use crate::cluster::{Client, Cluster};
 use crate::rng::{Random, seeds};
 use bytes::Bytes;
-use fusefs_fuse_client::vfs::Change;
+use fusefs_fuse_client::vfs::{Change, Request};
 use fusefs_types::{FsError, Ino, Time, ops::SetTime};
 use std::sync::Arc;
 
@@ -191,4 +191,24 @@ async fn a_truncation_by_one_is_not_undone_by_the_other() {
     let mut want = vec![1; 10];
     want.resize(20, 0);
     assert_eq!(b.get("f").await.unwrap(), want);
+}
+
+#[tokio::test]
+async fn a_repeated_request_is_answered_with_attributes_as_of_now() {
+    let cluster = Cluster::new();
+    let first = cluster.client();
+    let ino = first.put("f", b"").await.unwrap();
+    let again = || {
+        let mut rq = Request::new(5_000, 0, 0);
+        rq.resent = true;
+        rq
+    };
+    let change = |mode| Change { mode: Some(mode), ..Change::default() };
+    first.vfs.setattr(&Request::new(5_000, 0, 0), ino, change(0o600)).await.unwrap();
+    // Executed, not answered; the mount goes on with the file.
+    first.vfs.setattr(&first.rq(), ino, change(0o644)).await.unwrap();
+    let next = cluster.successor_with(&first, |_| {});
+    let (attr, valid) = next.vfs.setattr(&again(), ino, change(0o600)).await.unwrap();
+    assert_eq!((attr.mode, valid), (0o644, std::time::Duration::ZERO), "the stored reply is older than that");
+    assert_eq!(next.vfs.getattr(&next.rq(), ino).await.unwrap().0.mode, 0o644);
 }
