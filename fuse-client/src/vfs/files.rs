@@ -81,7 +81,7 @@ impl Vfs {
 
     /// An orphan is not held here any more.
     pub(super) async fn tell_closed(&self, ino: Ino) {
-        self.inodes.expire(ino);
+        self.expire(ino);
         if let Err(error) = self.meta.read(Read::Close { ino }).await {
             // The end of the session frees it at the latest.
             tracing::debug!(%ino, %error, "closing an orphan");
@@ -114,7 +114,7 @@ impl Vfs {
             self.data.append(ino, data, rq.next_op(self.settings.mount)).await?;
             if rq.resent {
                 // The reply may be an old one.
-                self.inodes.expire(ino);
+                self.expire(ino);
                 self.data.invalidate(ino);
             }
             return Ok(len);

@@ -16,6 +16,8 @@ struct Node {
     attr: Attr,
     /// Boot time in ns until which the attributes may be used.
     until: u64,
+    /// What is valid no longer than this was asked for before the last [`InodeCache::expire`] and may be older.
+    stale: u64,
     /// `change` of the file when the kernel's page cache for it was last emptied; Hlc(0) = not known.
     pages: Hlc,
 }
@@ -63,19 +65,22 @@ impl InodeCache {
             if node.attr.change > attr.change {
                 return;
             }
+            let until = if until < node.stale { 0 } else { until };
             node.until = if node.attr.change == attr.change { node.until.max(until) } else { until };
             node.attr = *attr;
             return;
         }
-        if shard.push(attr.ino, Node { attr: *attr, until, pages: Hlc(0) }).is_some() {
+        if shard.push(attr.ino, Node { attr: *attr, until, stale: 0, pages: Hlc(0) }).is_some() {
             self.evicted.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// The next use asks the cluster: something changed the inode and did not say how.
-    pub fn expire(&self, ino: Ino) {
+    /// The next use asks the cluster: something changed the inode and did not say how. `valid` = until when an answer to a
+    /// question asked now would be valid: answers to older questions are not, however late they come.
+    pub fn expire(&self, ino: Ino, valid: u64) {
         if let Some(node) = self.shard(ino).lock().peek_mut(&ino) {
             node.until = 0;
+            node.stale = node.stale.max(valid);
         }
     }
 
@@ -104,5 +109,45 @@ impl InodeCache {
     /// Entries dropped for room so far.
     pub fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_to_a_question_from_before_an_own_change_is_not_used() {
+        let cache = InodeCache::new(64);
+        let t = fusefs_types::Time(0);
+        let attr = |change| Attr {
+            ino: Ino(7),
+            kind: fusefs_types::FileKind::Regular,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            rdev: 0,
+            size: 0,
+            allocated: 0,
+            atime: t,
+            mtime: t,
+            ctime: t,
+            btime: t,
+            change: Hlc(change),
+            trunc_seq: 0,
+            flags: 0,
+            project: 0,
+            parent: Ino(0),
+            has_xattr: false,
+        };
+        cache.put(&attr(1), 100);
+        cache.expire(Ino(7), 120);
+        // Sent before the change was answered, received after it; a commit may even have made it newer.
+        cache.put(&attr(1), 119);
+        cache.put(&attr(2), 118);
+        assert_eq!(cache.get(Ino(7), 10), None);
+        cache.put(&attr(2), 121);
+        assert_eq!(cache.get(Ino(7), 10), Some((attr(2), 121)));
     }
 }

@@ -354,6 +354,11 @@ impl Vfs {
         self.misses.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Attributes that were asked for before now are not used any more.
+    fn expire(&self, ino: Ino) {
+        self.inodes.expire(ino, self.attr_until(self.now()));
+    }
+
     fn attr_until(&self, sent: u64) -> u64 {
         sent.saturating_add(ns(self.settings.attr_validity))
     }

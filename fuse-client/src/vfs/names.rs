@@ -183,7 +183,7 @@ impl Vfs {
         match self.mutate(rq, Write::Unlink(Unlink { parent, name: name.clone(), directory })).await {
             Ok(WriteReply::Unlinked { ino, parent: dir, .. }) => {
                 mutation.done(Some(&dir), &[(&name, None)], self.negative_until(sent), self.attr_until(sent));
-                self.inodes.expire(ino);
+                self.expire(ino);
                 self.learn_attr(&dir, sent);
                 Ok(())
             }
@@ -227,7 +227,7 @@ impl Vfs {
             }
         };
         for stale in [Some(ino), other, Some(old_dir), Some(new_dir)].into_iter().flatten() {
-            self.inodes.expire(stale);
+            self.expire(stale);
         }
         let exchange = mode == RenameMode::Exchange;
         // What happened to the names follows only from what they were: without a replaced inode the target was absent,

@@ -69,7 +69,8 @@ impl MetaSink for Sink {
             (WriteReply::Committed(attrs), until) if attrs.len() == 1 => {
                 if self.old.lock().remove(&number) {
                     // Perhaps a stored reply, and later operations have changed the attributes since.
-                    self.inodes.expire(attrs[0].ino);
+                    let valid = self.clock.boot_ns().saturating_add(ns(self.attr_validity));
+                    self.inodes.expire(attrs[0].ino, valid);
                 } else {
                     self.inodes.put(&attrs[0], until);
                 }
