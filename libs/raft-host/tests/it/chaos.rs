@@ -67,7 +67,7 @@ impl Worker {
 
     async fn read(&self, group: &Group<Journal>) {
         let before: Vec<String> = self.book.lock().acked.iter().cloned().collect();
-        let leased = group.read_leased(|j| count(j));
+        let leased = group.read_leased(count);
         let seen = match leased {
             Some(seen) => {
                 self.book.lock().leased += 1;
@@ -84,7 +84,7 @@ impl Worker {
 }
 
 fn texts(group: &Group<Journal>) -> BTreeMap<String, u32> {
-    group.read(|j| count(j))
+    group.read(count)
 }
 
 fn count(j: &Journal) -> BTreeMap<String, u32> {
