@@ -176,6 +176,24 @@ async fn an_inode_that_nobody_owns_is_stale_after_a_look_at_the_newest_map() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_unknown_owner_is_no_verdict_while_no_master_answers() {
+    let fake = Fake::new();
+    let client = connect(&fake).await;
+    fake.with(|s| {
+        // The range was granted a moment ago; this client has not heard of it.
+        s.map.generation = 2;
+        s.map.partitions[1].ranges = vec![KeyRange::inos(500, 1 << 51)];
+        s.down = MASTERS.iter().map(|m| ((*m).to_owned(), "cut off".to_owned())).collect();
+    });
+    let asked = client.clone();
+    let write = tokio::spawn(async move { asked.write(asked.fuse_op(2), chmod(1 << 50)).await });
+    advance(Duration::from_secs(30)).await;
+    assert!(!write.is_finished(), "Stale would fence the whole mount");
+    fake.with(|s| s.down.clear());
+    assert!(write.await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn errors_of_the_file_system_are_final_and_refusals_are_not() {
     let fake = Fake::new();
     let client = connect(&fake).await;
