@@ -297,6 +297,7 @@ fn the_directory_underneath_refuses_writes_while_the_mount_is_gone() -> Result<(
         known
     };
     if !known {
+        ensure!(std::env::var_os("CI").is_none(), "this file system has no immutable flag, so nothing was tested");
         println!("this file system has no immutable flag; nothing to see");
         return Ok(());
     }
@@ -336,6 +337,7 @@ fn a_mount_that_cannot_start_says_why_and_leaves_nothing() -> Result<()> {
 fn an_ordinary_user_mounts_through_fusermount3() -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     if fs::metadata("/dev/fuse")?.permissions().mode() & 0o006 != 0o006 {
+        ensure!(std::env::var_os("CI").is_none(), "/dev/fuse is closed to ordinary users, so nothing was tested");
         println!(
             "/dev/fuse is closed to ordinary users on this machine (chmod 666 /dev/fuse is usual); nothing to see"
         );
