@@ -17,7 +17,7 @@ pub use steps::{STEPS, Step, Steps};
 use crate::{
     Vfs,
     client::{Attach, ClientError, ClientSettings, Kept, file_system, open_session},
-    fuse::kernel::{InitOptions, InitRecord, Recovery, ServeSettings, SlotFile, handshake_with, poison, serve},
+    fuse::kernel::{InitOptions, InitRecord, Recovery, ServeSettings, SlotFile, handshake_in_slots, poison, serve},
     keeper::{Store, sys},
     supervise::{
         SLOTS_MODE, names,
@@ -291,13 +291,20 @@ impl Worker {
 
     /// How requests survive this process: the same for every process of the connection.
     fn recovery(&self, init: &InitRecord) -> Result<Recovery, WorkerError> {
-        let slots = self.items.get(names::RECOVERY).is_some_and(|i| i.bytes == SLOTS_MODE);
-        if !slots && init.open().is_ok_and(|n| n.resend) {
+        if !self.always_slots() && init.open().is_ok_and(|n| n.resend) {
             return Ok(Recovery::Resend);
         }
+        self.slots().map(Recovery::Slots)
+    }
+
+    /// Slots although the kernel could send requests again.
+    fn always_slots(&self) -> bool {
+        self.items.bytes(names::RECOVERY) == Some(SLOTS_MODE)
+    }
+
+    fn slots(&self) -> Result<SlotFile, WorkerError> {
         let file = self.items.fd(names::SLOTS).ok_or_else(|| io::Error::other("the keeper has no slots"));
-        let file = file.and_then(sys::duplicate).and_then(SlotFile::from_fd);
-        file.map(Recovery::Slots).map_err(step("opening the request slots"))
+        file.and_then(sys::duplicate).and_then(SlotFile::from_fd).map_err(step("opening the request slots"))
     }
 
     /// The record of an earlier handshake, or the handshake.
@@ -306,8 +313,9 @@ impl Worker {
             return Ok(InitRecord(Bytes::copy_from_slice(bytes)));
         }
         let (device, links) = (self.device()?, self.links.clone());
+        let (slots, always) = (self.slots()?, self.always_slots());
         let shaking = tokio::task::spawn_blocking(move || {
-            handshake_with(device.as_fd(), InitOptions { locks: true }, |record| {
+            handshake_in_slots(device.as_fd(), InitOptions { locks: true }, slots, always, |record| {
                 links.put(names::INIT, record.0.to_vec())
             })
         });
