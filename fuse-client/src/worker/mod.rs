@@ -26,7 +26,7 @@ use crate::{
     vfs::handle::OpenTable,
 };
 use bytes::Bytes;
-use fusefs_data_path::journal::{Journal, JournalSettings};
+use fusefs_data_path::journal::{Journal, JournalError, JournalSettings};
 use fusefs_meta_client::{Components, MetaClient};
 use fusefs_types::{
     FsError, SessionId, Token,
@@ -269,7 +269,7 @@ impl Worker {
             },
             other => other,
         };
-        let journal = match journal {
+        let mut journal = match journal {
             Found::Own(journal) => Some(journal),
             Found::Nothing | Found::Left(_) => {
                 tracing::warn!("no journal: what is written is lost when the client is killed before fsync or close");
@@ -284,7 +284,21 @@ impl Worker {
             return Ok(Err((init, e.to_string())));
         }
         self.steps.reached(Step::Init);
-        let record = self.next_incarnation(journal.as_ref())?;
+        let mut record = self.last_session(journal.as_ref())?;
+        let counted = match count(journal.as_ref(), resumed) {
+            Ok(counted) => counted,
+            Err(e) if !resumed => return Err(ClientError::Journal(e).into()),
+            Err(e) => match self.without_journal(&e) {
+                Ok(()) => {
+                    journal = None;
+                    Incarnation(0)
+                }
+                Err(reason) => return Ok(Err((init, reason))),
+            },
+        };
+        // Counted at the holders, too, for the case that the journal's disk fails, and before the cluster sees the token.
+        record.incarnation = Incarnation(record.incarnation.0.saturating_add(1)).max(counted);
+        self.links.put(names::SESSION, record.encode()).map_err(step("counting the incarnation"))?;
         self.steps.reached(Step::Incarnation);
         Ok(Ok(Prepared { mount, init, resumed, journal, record }))
     }
@@ -323,15 +337,26 @@ impl Worker {
         shaken.map_err(step("answering the kernel's INIT"))
     }
 
-    /// Counts this process, before the cluster sees its token: in the journal, and at the holders for the case that the
-    /// journal's disk fails.
-    fn next_incarnation(&self, journal: Option<&Journal>) -> Result<SessionRecord, WorkerError> {
-        let mut record = self.items.bytes(names::SESSION).and_then(SessionRecord::decode).unwrap_or_default();
-        let counted = journal.map(|j| j.begin_incarnation(journal::boot_id())).transpose();
-        let counted = counted.map_err(ClientError::Journal)?.map_or(0, |i| i.0);
-        record.incarnation = Incarnation(record.incarnation.0.saturating_add(1).max(counted));
-        self.links.put(names::SESSION, record.encode()).map_err(step("counting the incarnation"))?;
-        Ok(record)
+    /// The mount's session and the last process' number. Each holder may have an old record (one hands its items to the
+    /// other while the client writes), and so may the journal (its disk failed for a while).
+    fn last_session(&self, journal: Option<&Journal>) -> Result<SessionRecord, WorkerError> {
+        let held = self.links.get_each(names::SESSION).map_err(step("getting the session's id"))?;
+        let held = held.iter().filter_map(|i| SessionRecord::decode(&i.bytes));
+        let header = journal.map(Journal::header);
+        let written = header.map(|h| SessionRecord { session: h.session, attach: h.attach, incarnation: h.incarnation });
+        Ok(SessionRecord::newest(held.chain(written)))
+    }
+
+    /// Whether a journal whose header cannot be written may be given up: only when nothing in it waits for the store. The
+    /// error says why this mount cannot go on.
+    fn without_journal(&self, error: &JournalError) -> Result<(), String> {
+        match self.files.pending() {
+            0 => {
+                tracing::error!(%error, "the journal cannot be written; this mount goes on without it");
+                Ok(())
+            }
+            bytes => Err(format!("the journal cannot be written, and {bytes} bytes in it are not in the store: {error}")),
+        }
     }
 
     /// Opens the session or takes it over. A mount that served before waits for the cluster as long as it takes. The
@@ -349,8 +374,14 @@ impl Worker {
                 Ok(meta) => {
                     let grant = meta.grant();
                     (p.record.session, p.record.attach) = (grant.session, grant.token.attach);
-                    if let Some(journal) = &p.journal {
-                        journal.set_session(grant.session, grant.token.attach).map_err(ClientError::Journal)?;
+                    if let Some(Err(e)) = p.journal.as_ref().map(|j| j.set_session(grant.session, grant.token.attach)) {
+                        if !p.resumed {
+                            return Err(ClientError::Journal(e).into());
+                        }
+                        if let Err(reason) = self.without_journal(&e) {
+                            return Ok(Err(reason));
+                        }
+                        p.journal = None;
                     }
                     self.links.put(names::SESSION, p.record.encode()).map_err(step("keeping the session's id"))?;
                     return Ok(Ok(meta));
@@ -379,6 +410,14 @@ impl Worker {
         }
         self.finish(EndRecord { unflushed: self.files.pending(), poisoned: true })
     }
+}
+
+/// Counts this process in the journal. 0 = there is none.
+fn count(journal: Option<&Journal>, resumed: bool) -> Result<Incarnation, JournalError> {
+    if resumed && planted("journal-header") {
+        return Err(JournalError::Io(io::Error::from_raw_os_error(libc::EIO)));
+    }
+    journal.map_or(Ok(Incarnation(0)), |j| j.begin_incarnation(journal::boot_id()))
 }
 
 /// A bug for tests of the tests (`FUSEFS_PLANT`): never in a release build.
