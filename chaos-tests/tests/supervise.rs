@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use fusefs_chaos_tests::stack::{Client, Stack, eventually, is_mounted};
 use fusefs_fuse_client::{
     keeper::{Channel, Item, protocol::ITEM_BYTES_MAX},
-    supervise::Processes,
+    supervise::{ClientRecord, Processes, dirs},
     worker::STEPS,
 };
 use fusefs_local_cluster::{Shape, SystemRng};
@@ -122,6 +122,50 @@ fn any_one_process_may_be_killed_and_applications_see_a_pause() -> Result<()> {
 
 fn pid(p: &Processes, i: usize) -> Option<u32> {
     [p.keeper, p.supervisor, p.client][i]
+}
+
+/// The keeper is killed, and the supervisor while it hands everything to the next keeper, or just before or after.
+#[test]
+fn the_supervisor_may_die_in_the_middle_of_a_hand_over() -> Result<()> {
+    const GAPS_MS: [u64; 8] = [0, 2, 5, 10, 15, 20, 30, 60];
+    let stack = stack("handover", &[], &[])?;
+    let client = &stack.clients[0];
+    let mut app = Application::start(stack.at(0))?;
+    for gap in GAPS_MS {
+        let before = wait_complete(client)?;
+        sigkill(before.keeper)?;
+        let _ = nix::poll::poll(&mut [], u16::try_from(gap)?); // the moment is what is tried here
+        sigkill(before.supervisor)?;
+        // Nothing is whole again before somebody watches over the next one, too.
+        app.work().with_context(|| format!("{gap} ms: {}", client.child.log_tail()))?;
+        let after = wait_complete(client).with_context(|| format!("{gap} ms"))?;
+        sigkill(after.client)?;
+        app.work().with_context(|| format!("{gap} ms, client killed: {}", client.child.log_tail()))?;
+    }
+    drop(app);
+    ends_cleanly(&stack, 0)
+}
+
+#[test]
+fn a_stopped_keeper_does_not_stop_a_new_client() -> Result<()> {
+    let stack = stack("stoppedkeeper", &[], &[])?;
+    let client = &stack.clients[0];
+    let mut app = Application::start(stack.at(0))?;
+    let keeper = Pid::from_raw(wait_complete(client)?.keeper.context("keeper")? as i32);
+    kill(keeper, Signal::SIGSTOP)?;
+    let runtime = dirs::find(&client.mountpoint).pop().context("no runtime directory")?;
+    for round in 0..3 {
+        let record = Channel::connect(&dirs::supervisor_socket(&runtime))?.get("client")?.context("no client")?;
+        let record = ClientRecord::decode(&record.bytes).context("client")?;
+        sigkill(Some(record.pid))?;
+        let start = tokio::time::Instant::now();
+        app.work().with_context(|| format!("round {round}: {}", client.child.log_tail()))?;
+        ensure!(start.elapsed() < SOON, "round {round}: {:?}", start.elapsed());
+    }
+    kill(keeper, Signal::SIGCONT)?;
+    app.work()?;
+    drop(app);
+    ends_cleanly(&stack, 0)
 }
 
 /// `fusefs umount` returns when everything is in the store and everybody is gone.

@@ -18,7 +18,7 @@ use std::{
 };
 
 /// How long a holder may take for an answer. It only copies a few bytes; a stopped one must not stop its callers.
-const ANSWER_MS: u16 = 2_000;
+pub const ANSWER_MS: u16 = 2_000;
 
 /// A connection that carries messages.
 #[derive(Debug)]
@@ -68,8 +68,16 @@ impl Channel {
     }
     /// Sends a question and waits for the answer. Refusals are errors.
     pub fn call(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<(Message, Vec<OwnedFd>)> {
+        self.call_within(message, fds, ANSWER_MS)
+    }
+    fn call_within(
+        &self,
+        message: &Message,
+        fds: &[BorrowedFd<'_>],
+        ms: u16,
+    ) -> io::Result<(Message, Vec<OwnedFd>)> {
         self.send(message, fds)?;
-        match self.receive_within(ANSWER_MS)? {
+        match self.receive_within(ms)? {
             (Message::Error(text), _) => Err(io::Error::other(text)),
             answer => Ok(answer),
         }
@@ -77,8 +85,12 @@ impl Channel {
 
     /// Hands an item over; when this returns Ok the holder has it and the caller may let its copy go.
     pub fn put(&self, name: &str, item: &Item) -> io::Result<()> {
+        self.put_within(name, item, ANSWER_MS)
+    }
+    /// As [`Channel::put`]; after `ms` it is not known whether the holder has it.
+    pub fn put_within(&self, name: &str, item: &Item, ms: u16) -> io::Result<()> {
         let fd: Vec<_> = item.fd.iter().map(AsFd::as_fd).collect();
-        expect_ok(self.call(&Message::Put { name: name.into(), bytes: item.bytes.clone() }, &fd)?.0)
+        expect_ok(self.call_within(&Message::Put { name: name.into(), bytes: item.bytes.clone() }, &fd, ms)?.0)
     }
     /// An item, with an fd of our own.
     pub fn get(&self, name: &str) -> io::Result<Option<Item>> {

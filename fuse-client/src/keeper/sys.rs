@@ -2,8 +2,10 @@
 
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
-    connect, getsockopt, listen, recvmsg, sendmsg, socket, socketpair, sockopt::PeerCredentials,
+    connect, getsockopt, listen, recvmsg, sendmsg, setsockopt, socket, socketpair,
+    sockopt::{PeerCredentials, SendTimeout},
 };
+use nix::sys::time::TimeVal;
 use std::{
     ffi::CStr,
     io::{self, IoSlice, IoSliceMut},
@@ -14,6 +16,8 @@ use std::{
 
 /// The kernel passes at most this many fds with one message (SCM_MAX_FD); room for all of them, so that none can leak.
 const KERNEL_FDS_MAX: usize = 253;
+/// How long a listener may take to accept, and a peer to make room for a message.
+const SEND_PATIENCE: TimeVal = TimeVal::new(1, 0);
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 16;
 
@@ -31,9 +35,11 @@ pub fn listener(path: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Connects to the listener at `path`.
+/// Connects to the listener at `path`. WouldBlock when it does not accept any more (a stopped process whose backlog is
+/// full); the same for messages when it does not read.
 pub fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, SendTimeout, &SEND_PATIENCE)?; // holds for connect(2), too
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(fd)
 }

@@ -5,7 +5,7 @@
 
 use super::revive::{Copies, revive, start_supervisor};
 use crate::{
-    keeper::{Channel, Item, protocol::Message},
+    keeper::{Channel, Item, client::ANSWER_MS, protocol::Message},
     supervise::dirs::{keeper_socket, supervisor_socket},
 };
 use nix::poll::PollTimeout;
@@ -14,13 +14,19 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 /// Between two tries to reach a holder that is being started again.
 const RETRY_MS: u8 = 10;
 /// Tries before a hand-over or a question counts as failed: both holders are dead for good then.
 const TRIES: u32 = 3_000;
+
+/// How long the second holder may take to confirm what the first one has.
+const SECOND_MS: u16 = 200;
 
 /// Tries after which a serving client starts both holders again: 2 s, in which either would have started the other.
 const DESERTED: u32 = 200;
@@ -38,6 +44,8 @@ pub struct Links {
     own: Mutex<BTreeMap<String, Vec<u8>>>,
     alive: Mutex<Option<Alive>>,
     copies: Mutex<Option<Copies>>,
+    /// Which holder answered last, as an index of `sockets`: it is asked first.
+    answers: AtomicUsize,
 }
 
 impl Links {
@@ -48,6 +56,7 @@ impl Links {
             own: Mutex::default(),
             alive: Mutex::default(),
             copies: Mutex::default(),
+            answers: AtomicUsize::new(0),
         });
         for (name, keeper) in [("link-keeper", true), ("link-super", false)] {
             let links = links.clone();
@@ -83,14 +92,34 @@ impl Links {
         let item = Item { bytes, fd: None };
         let mut last = None;
         for _ in 0..TRIES {
-            let results = self.sockets().map(|path| Channel::connect(&path)?.put(name, &item));
-            if results.iter().any(Result::is_ok) {
+            let first = self.answers.load(Ordering::Relaxed);
+            let mut kept = false;
+            for holder in [first, 1 - first] {
+                // The other one has it in its queue: a stopped process must not stop us.
+                let limit = if kept { SECOND_MS } else { ANSWER_MS };
+                match Channel::connect(&self.sockets()[holder]).and_then(|c| c.put_within(name, &item, limit)) {
+                    Ok(()) if !kept => {
+                        kept = true;
+                        self.answers.store(holder, Ordering::Relaxed);
+                    }
+                    Ok(()) => {}
+                    Err(e) => last = Some(e),
+                }
+            }
+            if kept {
                 return Ok(());
             }
-            last = results.into_iter().find_map(Result::err);
             pause();
         }
         Err(last.unwrap_or_else(|| io::ErrorKind::TimedOut.into()))
+    }
+
+    /// An item from each holder that answers, at least one. An answer that it does not exist is none here.
+    pub fn get_each(&self, name: &str) -> io::Result<Vec<Item>> {
+        let mut found = vec![self.get(name)?];
+        let other = &self.sockets()[1 - self.answers.load(Ordering::Relaxed)];
+        found.extend(Channel::connect(other).and_then(|c| c.get(name)));
+        Ok(found.into_iter().flatten().collect())
     }
 
     fn sockets(&self) -> [PathBuf; 2] {
@@ -100,9 +129,13 @@ impl Links {
     fn retry<T>(&self, ask: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
         let mut last = None;
         for _ in 0..TRIES {
-            for path in self.sockets() {
-                match ask(&path) {
-                    Ok(found) => return Ok(found),
+            let first = self.answers.load(Ordering::Relaxed);
+            for holder in [first, 1 - first] {
+                match ask(&self.sockets()[holder]) {
+                    Ok(found) => {
+                        self.answers.store(holder, Ordering::Relaxed);
+                        return Ok(found);
+                    }
                     Err(e) => last = Some(e),
                 }
             }

@@ -17,7 +17,7 @@ pub use steps::{STEPS, Step, Steps};
 use crate::{
     Vfs,
     client::{Attach, ClientError, ClientSettings, Kept, file_system, open_session},
-    fuse::kernel::{InitOptions, InitRecord, Recovery, ServeSettings, SlotFile, handshake_with, poison, serve},
+    fuse::kernel::{InitOptions, InitRecord, Recovery, ServeSettings, SlotFile, handshake_in_slots, poison, serve},
     keeper::{Store, sys},
     supervise::{
         SLOTS_MODE, names,
@@ -26,7 +26,7 @@ use crate::{
     vfs::handle::OpenTable,
 };
 use bytes::Bytes;
-use fusefs_data_path::journal::{Journal, JournalSettings};
+use fusefs_data_path::journal::{Journal, JournalError, JournalSettings};
 use fusefs_meta_client::{Components, MetaClient};
 use fusefs_types::{
     FsError, SessionId, Token,
@@ -269,7 +269,7 @@ impl Worker {
             },
             other => other,
         };
-        let journal = match journal {
+        let mut journal = match journal {
             Found::Own(journal) => Some(journal),
             Found::Nothing | Found::Left(_) => {
                 tracing::warn!("no journal: what is written is lost when the client is killed before fsync or close");
@@ -284,20 +284,41 @@ impl Worker {
             return Ok(Err((init, e.to_string())));
         }
         self.steps.reached(Step::Init);
-        let record = self.next_incarnation(journal.as_ref())?;
+        let mut record = self.last_session(journal.as_ref())?;
+        let counted = match count(journal.as_ref(), resumed) {
+            Ok(counted) => counted,
+            Err(e) if !resumed => return Err(ClientError::Journal(e).into()),
+            Err(e) => match self.without_journal(&e) {
+                Ok(()) => {
+                    journal = None;
+                    Incarnation(0)
+                }
+                Err(reason) => return Ok(Err((init, reason))),
+            },
+        };
+        // Counted at the holders, too, for the case that the journal's disk fails, and before the cluster sees the token.
+        record.incarnation = Incarnation(record.incarnation.0.saturating_add(1)).max(counted);
+        self.links.put(names::SESSION, record.encode()).map_err(step("counting the incarnation"))?;
         self.steps.reached(Step::Incarnation);
         Ok(Ok(Prepared { mount, init, resumed, journal, record }))
     }
 
     /// How requests survive this process: the same for every process of the connection.
     fn recovery(&self, init: &InitRecord) -> Result<Recovery, WorkerError> {
-        let slots = self.items.get(names::RECOVERY).is_some_and(|i| i.bytes == SLOTS_MODE);
-        if !slots && init.open().is_ok_and(|n| n.resend) {
+        if !self.always_slots() && init.open().is_ok_and(|n| n.resend) {
             return Ok(Recovery::Resend);
         }
+        self.slots().map(Recovery::Slots)
+    }
+
+    /// Slots although the kernel could send requests again.
+    fn always_slots(&self) -> bool {
+        self.items.bytes(names::RECOVERY) == Some(SLOTS_MODE)
+    }
+
+    fn slots(&self) -> Result<SlotFile, WorkerError> {
         let file = self.items.fd(names::SLOTS).ok_or_else(|| io::Error::other("the keeper has no slots"));
-        let file = file.and_then(sys::duplicate).and_then(SlotFile::from_fd);
-        file.map(Recovery::Slots).map_err(step("opening the request slots"))
+        file.and_then(sys::duplicate).and_then(SlotFile::from_fd).map_err(step("opening the request slots"))
     }
 
     /// The record of an earlier handshake, or the handshake.
@@ -306,8 +327,9 @@ impl Worker {
             return Ok(InitRecord(Bytes::copy_from_slice(bytes)));
         }
         let (device, links) = (self.device()?, self.links.clone());
+        let (slots, always) = (self.slots()?, self.always_slots());
         let shaking = tokio::task::spawn_blocking(move || {
-            handshake_with(device.as_fd(), InitOptions { locks: true }, |record| {
+            handshake_in_slots(device.as_fd(), InitOptions { locks: true }, slots, always, |record| {
                 links.put(names::INIT, record.0.to_vec())
             })
         });
@@ -315,15 +337,26 @@ impl Worker {
         shaken.map_err(step("answering the kernel's INIT"))
     }
 
-    /// Counts this process, before the cluster sees its token: in the journal, and at the holders for the case that the
-    /// journal's disk fails.
-    fn next_incarnation(&self, journal: Option<&Journal>) -> Result<SessionRecord, WorkerError> {
-        let mut record = self.items.bytes(names::SESSION).and_then(SessionRecord::decode).unwrap_or_default();
-        let counted = journal.map(|j| j.begin_incarnation(journal::boot_id())).transpose();
-        let counted = counted.map_err(ClientError::Journal)?.map_or(0, |i| i.0);
-        record.incarnation = Incarnation(record.incarnation.0.saturating_add(1).max(counted));
-        self.links.put(names::SESSION, record.encode()).map_err(step("counting the incarnation"))?;
-        Ok(record)
+    /// The mount's session and the last process' number. Each holder may have an old record (one hands its items to the
+    /// other while the client writes), and so may the journal (its disk failed for a while).
+    fn last_session(&self, journal: Option<&Journal>) -> Result<SessionRecord, WorkerError> {
+        let held = self.links.get_each(names::SESSION).map_err(step("getting the session's id"))?;
+        let held = held.iter().filter_map(|i| SessionRecord::decode(&i.bytes));
+        let header = journal.map(Journal::header);
+        let written = header.map(|h| SessionRecord { session: h.session, attach: h.attach, incarnation: h.incarnation });
+        Ok(SessionRecord::newest(held.chain(written)))
+    }
+
+    /// Whether a journal whose header cannot be written may be given up: only when nothing in it waits for the store. The
+    /// error says why this mount cannot go on.
+    fn without_journal(&self, error: &JournalError) -> Result<(), String> {
+        match self.files.pending() {
+            0 => {
+                tracing::error!(%error, "the journal cannot be written; this mount goes on without it");
+                Ok(())
+            }
+            bytes => Err(format!("the journal cannot be written, and {bytes} bytes in it are not in the store: {error}")),
+        }
     }
 
     /// Opens the session or takes it over. A mount that served before waits for the cluster as long as it takes. The
@@ -341,8 +374,14 @@ impl Worker {
                 Ok(meta) => {
                     let grant = meta.grant();
                     (p.record.session, p.record.attach) = (grant.session, grant.token.attach);
-                    if let Some(journal) = &p.journal {
-                        journal.set_session(grant.session, grant.token.attach).map_err(ClientError::Journal)?;
+                    if let Some(Err(e)) = p.journal.as_ref().map(|j| j.set_session(grant.session, grant.token.attach)) {
+                        if !p.resumed {
+                            return Err(ClientError::Journal(e).into());
+                        }
+                        if let Err(reason) = self.without_journal(&e) {
+                            return Ok(Err(reason));
+                        }
+                        p.journal = None;
                     }
                     self.links.put(names::SESSION, p.record.encode()).map_err(step("keeping the session's id"))?;
                     return Ok(Ok(meta));
@@ -371,6 +410,14 @@ impl Worker {
         }
         self.finish(EndRecord { unflushed: self.files.pending(), poisoned: true })
     }
+}
+
+/// Counts this process in the journal. 0 = there is none.
+fn count(journal: Option<&Journal>, resumed: bool) -> Result<Incarnation, JournalError> {
+    if resumed && planted("journal-header") {
+        return Err(JournalError::Io(io::Error::from_raw_os_error(libc::EIO)));
+    }
+    journal.map_or(Ok(Incarnation(0)), |j| j.begin_incarnation(journal::boot_id()))
 }
 
 /// A bug for tests of the tests (`FUSEFS_PLANT`): never in a release build.

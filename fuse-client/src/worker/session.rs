@@ -16,6 +16,14 @@ pub struct SessionRecord {
 }
 
 impl SessionRecord {
+    /// What is known from records of the same mount, of which any may be old: the numbers only grow.
+    pub fn newest(all: impl IntoIterator<Item = SessionRecord>) -> SessionRecord {
+        all.into_iter().fold(SessionRecord::default(), |a, b| {
+            let named = if (b.session.0 != 0, b.attach) > (a.session.0 != 0, a.attach) { b } else { a };
+            SessionRecord { incarnation: a.incarnation.max(b.incarnation), ..named }
+        })
+    }
+
     /// Version, session, attach generation, incarnation; little-endian.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
@@ -41,6 +49,24 @@ impl SessionRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_old_record_takes_nothing_back() {
+        let record = |session, attach, incarnation| SessionRecord {
+            session: SessionId(session),
+            attach,
+            incarnation: Incarnation(incarnation),
+        };
+        let newest = |all: &[SessionRecord]| SessionRecord::newest(all.iter().copied());
+        assert_eq!(newest(&[]), record(0, 0, 0));
+        // A holder that has the client before, and one that has this one before its session was granted.
+        for all in [[record(7, 2, 4), record(7, 1, 5)], [record(7, 1, 5), record(7, 2, 4)]] {
+            assert_eq!(newest(&all), record(7, 2, 5));
+        }
+        for all in [[record(0, 0, 3), record(7, 0, 2)], [record(7, 0, 2), record(0, 0, 3)]] {
+            assert_eq!(newest(&all), record(7, 0, 3));
+        }
+    }
 
     #[test]
     fn it_comes_back_and_cuts_are_refused() {

@@ -4,7 +4,10 @@
 use crate::cluster::{Client, Cluster, Hold};
 use crate::kmount::{DEADLINE, Kept, unmount};
 use crate::mounted::usable;
-use fusefs_fuse_client::fuse::kernel::{Notification, Recovery, ServeSettings, Serving, handshake, poison, serve};
+use fusefs_fuse_client::fuse::kernel::{
+    InitOptions, InitRecord, Notification, Recovery, ServeSettings, Serving, SlotFile, handshake, handshake_in_slots, poison,
+    serve,
+};
 use fusefs_types::{Ino, ids::MountId};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -241,32 +244,42 @@ fn an_unanswered_init_is_answered_by_the_next() {
     if !usable() {
         return;
     }
-    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
-    let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
-    let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions");
-    let flags = nix::mount::MsFlags::empty();
-    nix::mount::mount(Some("fusefs#test"), dir.path(), Some("fuse.fusefs"), flags, Some(options.as_str())).unwrap();
-    let device_fd = || std::os::fd::AsFd::as_fd(&device);
-    let died = || Err(io::Error::other("died"));
-    assert!(handshake(device_fd(), |_| died()).is_err());
-    let mut kept = None;
-    let again = handshake(device_fd(), |record| {
-        kept = Some(record.clone());
-        died()
-    });
-    assert!(again.is_err());
-    let runtime = runtime();
-    let inside = runtime.enter();
-    let client = cluster.client();
-    drop(inside);
-    let (vfs, handle) = (client.vfs.clone(), runtime.handle().clone());
-    let settings = ServeSettings::new(Recovery::Resend);
-    let serving = serve(device.try_clone().unwrap().into(), kept.unwrap(), true, vfs, handle, settings).unwrap();
-    std::fs::write(dir.path().join("f"), b"served").unwrap();
-    assert_eq!(std::fs::read(dir.path().join("f")).unwrap(), b"served");
-    unmount(dir.path()).unwrap();
-    serving.wait().unwrap();
+    for slots in [false, true] {
+        let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+        let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
+        let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions");
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("fusefs#test"), dir.path(), Some("fuse.fusefs"), flags, Some(options.as_str())).unwrap();
+        let device_fd = || std::os::fd::AsFd::as_fd(&device);
+        let file = SlotFile::create().unwrap();
+        let shake = |kept: &mut Option<InitRecord>| {
+            let keep = |record: &InitRecord| {
+                *kept = Some(record.clone());
+                Err(io::Error::other("died"))
+            };
+            if slots {
+                handshake_in_slots(device_fd(), InitOptions::default(), file.try_clone().unwrap(), true, keep)
+            } else {
+                handshake(device_fd(), keep)
+            }
+        };
+        // The first died before its record was kept, the second before its reply was written.
+        let (mut lost, mut kept) = (None, None);
+        assert!(shake(&mut lost).is_err() && shake(&mut kept).is_err());
+        assert!(lost.is_some() && lost == kept);
+        let runtime = runtime();
+        let inside = runtime.enter();
+        let client = cluster.client();
+        drop(inside);
+        let (vfs, handle) = (client.vfs.clone(), runtime.handle().clone());
+        let settings = ServeSettings::new(if slots { Recovery::Slots(file) } else { Recovery::Resend });
+        let serving = serve(device.try_clone().unwrap().into(), kept.unwrap(), true, vfs, handle, settings).unwrap();
+        std::fs::write(dir.path().join("f"), b"served").unwrap();
+        assert_eq!(std::fs::read(dir.path().join("f")).unwrap(), b"served");
+        unmount(dir.path()).unwrap();
+        serving.wait().unwrap();
+    }
 }
 
 /// Readers that end while the kernel connection lives are a fault of this process, not an unmount: nothing may be closed.

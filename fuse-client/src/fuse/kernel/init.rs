@@ -3,10 +3,12 @@
 use super::abi::{self, IO_BYTES, IO_PAGES, Out, UNIQUE_RESEND, init, notify};
 use super::buffers::Pinned;
 use super::decode::{Header, InitIn, Layout, Message, Op};
+use super::slots::{SlotFile, Slots};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 /// Background requests (read-ahead, asynchronous direct I/O) in flight.
 const BACKGROUND: u16 = 128;
@@ -153,38 +155,103 @@ pub fn handshake_with(
     options: InitOptions,
     keep: impl FnOnce(&InitRecord) -> io::Result<()>,
 ) -> io::Result<InitRecord> {
-    let mut device = File::from(fd.try_clone_to_owned()?);
+    let device = File::from(fd.try_clone_to_owned()?);
     // An INIT that a process read which died at once comes again; kernels without RESEND refuse this, and lose it.
-    let _ = device.write(&resend());
-    let mut buffer = Pinned::new(abi::REQUEST_BYTES)?;
+    let _ = (&device).write(&resend());
+    private(&device, options, keep)
+}
+
+/// As [`handshake_with`]; where the kernel cannot send INIT again (or with `always`), it is read into a slot, so that the
+/// next process has it if this one dies before the reply was written.
+pub fn handshake_in_slots(
+    fd: BorrowedFd<'_>,
+    options: InitOptions,
+    file: SlotFile,
+    always: bool,
+    keep: impl FnOnce(&InitRecord) -> io::Result<()>,
+) -> io::Result<InitRecord> {
+    let device = File::from(fd.try_clone_to_owned()?);
+    if !always && (&device).write(&resend()).is_ok() {
+        return private(&device, options, keep);
+    }
+    let (slots, mut keep) = (Slots::open(file)?, Some(keep));
+    for mut held in slots.occupied()? {
+        let record = answer(&device, held.message(), options, &mut keep)?;
+        held.release();
+        if let Some(record) = record {
+            return Ok(record);
+        }
+    }
     loop {
-        let n = match device.read(buffer.ready()?) {
-            Ok(n) => n,
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::ENOENT)) => continue,
-            Err(e) => return Err(e),
-        };
-        let message = buffer.bytes().get(..n).unwrap_or_default();
-        let Ok(header) = Header::parse(message) else { continue };
-        let Ok(Message { op: Op::Init(asked), .. }) = Message::parse(message, Layout::default()) else {
-            // Before INIT the kernel sends nothing else.
-            let _ = device.write(Out::default().finish(-libc::EIO, header.raw_unique, 0));
+        // The others are free: nothing but INIT was ever read.
+        let mut held = slots.take(Duration::ZERO)?.ok_or_else(|| io::Error::other("no free slot for INIT"))?;
+        let read = (&device).read(held.buffer());
+        if read.is_err() {
+            held.release();
+        }
+        if retried(read)?.is_none() {
             continue;
-        };
-        match negotiate(&asked, options) {
-            Answer::Record(record) => {
-                keep(&record)?;
-                device.write_all(&record.open()?.reply(header.raw_unique))?;
-                return Ok(record);
-            }
-            Answer::AskAgain => {
-                let mut out = Out::default();
-                out.u32(abi::MAJOR).u32(abi::MINOR).zeros(56);
-                device.write_all(out.finish(0, header.raw_unique, 0))?;
-            }
-            Answer::Refused => {
-                let _ = device.write(Out::default().finish(-libc::EPROTO, header.raw_unique, 0));
-                return Err(io::Error::from_raw_os_error(libc::EPROTO));
-            }
+        }
+        let record = answer(&device, held.message(), options, &mut keep)?;
+        held.release();
+        if let Some(record) = record {
+            return Ok(record);
+        }
+    }
+}
+
+fn private(
+    mut device: &File,
+    options: InitOptions,
+    keep: impl FnOnce(&InitRecord) -> io::Result<()>,
+) -> io::Result<InitRecord> {
+    let (mut buffer, mut keep) = (Pinned::new(abi::REQUEST_BYTES)?, Some(keep));
+    loop {
+        let Some(n) = retried(device.read(buffer.ready()?))? else { continue };
+        let message = buffer.bytes().get(..n).unwrap_or_default();
+        if let Some(record) = answer(device, message, options, &mut keep)? {
+            return Ok(record);
+        }
+    }
+}
+
+/// None = to be read again.
+fn retried(read: io::Result<usize>) -> io::Result<Option<usize>> {
+    match read {
+        Ok(n) => Ok(Some(n)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::ENOENT)) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Answers one message. None = INIT is still to come. `keep` is used up by the record.
+fn answer(
+    mut device: &File,
+    message: &[u8],
+    options: InitOptions,
+    keep: &mut Option<impl FnOnce(&InitRecord) -> io::Result<()>>,
+) -> io::Result<Option<InitRecord>> {
+    let Ok(header) = Header::parse(message) else { return Ok(None) };
+    let Ok(Message { op: Op::Init(asked), .. }) = Message::parse(message, Layout::default()) else {
+        // Before INIT the kernel sends nothing else.
+        let _ = device.write(Out::default().finish(-libc::EIO, header.raw_unique, 0));
+        return Ok(None);
+    };
+    match negotiate(&asked, options) {
+        Answer::Record(record) => {
+            keep.take().map_or(Ok(()), |keep| keep(&record))?;
+            device.write_all(&record.open()?.reply(header.raw_unique))?;
+            Ok(Some(record))
+        }
+        Answer::AskAgain => {
+            let mut out = Out::default();
+            out.u32(abi::MAJOR).u32(abi::MINOR).zeros(56);
+            device.write_all(out.finish(0, header.raw_unique, 0))?;
+            Ok(None)
+        }
+        Answer::Refused => {
+            let _ = device.write(Out::default().finish(-libc::EPROTO, header.raw_unique, 0));
+            Err(io::Error::from_raw_os_error(libc::EPROTO))
         }
     }
 }

@@ -25,7 +25,7 @@ mod slots;
 mod stats;
 mod vfs_locks;
 
-pub use init::{InitOptions, InitRecord, handshake, handshake_with};
+pub use init::{InitOptions, InitRecord, handshake, handshake_in_slots, handshake_with};
 pub use locks::{FileLock, Locks};
 pub use notify::{Notification, Notifier};
 pub use poison::poison;
