@@ -1,0 +1,1 @@
+//! Text from outside, parsed into types before anything is done with it.
