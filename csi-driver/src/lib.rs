@@ -7,6 +7,7 @@
 
 pub mod fault;
 pub mod inflight;
+pub mod node;
 pub mod valid;
 
 pub use fault::{Fault, Outcome};
