@@ -8,6 +8,7 @@
 pub mod fault;
 pub mod inflight;
 pub mod node;
+pub mod runtime;
 pub mod valid;
 
 pub use fault::{Fault, Outcome};

@@ -1,9 +1,10 @@
 //! The node half: one mount per volume at its staging path, a bind mount per pod.
 //!
-//! [`plan`] decides (pure functions over records, mountinfo and the request), `engine` does it, [`records`] remembers it
-//! through any crash, `recover` repairs what was lost. Nothing here looks at a mount's path in this process: mountinfo
+//! [`plan`] decides (pure functions over records, mountinfo and the request), [`engine`] does it, [`records`] remembers it
+//! through any crash, [`recover`] repairs what was lost. Nothing here looks at a mount's path in this process: mountinfo
 //! says what is mounted, and everything that may wait for a mount runs in a disposable process ([`helper`]).
 
+pub mod engine;
 pub mod helper;
 pub mod model;
 pub mod mounts;
@@ -11,6 +12,9 @@ pub mod options;
 pub mod paths;
 pub mod plan;
 pub mod records;
+pub mod recover;
+
+pub use engine::{Node, NodeSettings};
 
 use crate::Fault;
 
