@@ -13,8 +13,10 @@ pub mod paths;
 pub mod plan;
 pub mod records;
 pub mod recover;
+pub mod service;
 
 pub use engine::{Node, NodeSettings};
+pub use service::NodeService;
 
 use crate::Fault;
 

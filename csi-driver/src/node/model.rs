@@ -1,12 +1,12 @@
 //! What the node half talks about: volumes, capabilities, requests after validation.
 
 use super::options::MountOptions;
-use crate::Fault;
+use crate::{Fault, valid::TEXT_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// Longest string of the specification (its "Size Limits").
-pub const STRING_BYTES_MAX: usize = 128;
+pub use crate::valid::AccessMode;
+
 /// Longest path that the kernel takes.
 const PATH_BYTES_MAX: usize = 4095;
 /// Longest component of a subdirectory.
@@ -25,8 +25,8 @@ impl VolumeId {
         if text.is_empty() {
             return Err(Fault::invalid("volume_id is missing"));
         }
-        if text.len() > STRING_BYTES_MAX || text.chars().any(char::is_control) {
-            return Err(Fault::invalid(format!("volume_id is not a name of at most {STRING_BYTES_MAX} bytes")));
+        if text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control) {
+            return Err(Fault::invalid(format!("volume_id is not a name of at most {TEXT_BYTES_MAX} bytes")));
         }
         Ok(VolumeId(text.to_owned()))
     }
@@ -70,50 +70,17 @@ impl Subdir {
     }
 }
 
-/// Access modes of the specification.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AccessMode {
-    /// One node; older name that orchestrators without single-node multi-writer use for RWO and RWOP.
-    SingleNodeWriter,
-    /// One node, reading.
-    SingleNodeReaderOnly,
-    /// Many nodes, reading.
-    MultiNodeReaderOnly,
-    /// Many nodes, one of them writing.
-    MultiNodeSingleWriter,
-    /// Many nodes, writing.
-    MultiNodeMultiWriter,
-    /// One pod.
-    SingleNodeSingleWriter,
-    /// One node, several pods.
-    SingleNodeMultiWriter,
-}
+/// A mode is recorded as its number in the specification.
+mod mode {
+    use super::AccessMode;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-impl AccessMode {
-    /// Numbers of the specification's enum; 0 is "unknown".
-    pub fn from_number(n: i32) -> Result<AccessMode, Fault> {
-        Ok(match n {
-            1 => AccessMode::SingleNodeWriter,
-            2 => AccessMode::SingleNodeReaderOnly,
-            3 => AccessMode::MultiNodeReaderOnly,
-            4 => AccessMode::MultiNodeSingleWriter,
-            5 => AccessMode::MultiNodeMultiWriter,
-            6 => AccessMode::SingleNodeSingleWriter,
-            7 => AccessMode::SingleNodeMultiWriter,
-            _ => return Err(Fault::invalid("the volume capability has no known access mode")),
-        })
+    pub fn serialize<S: Serializer>(mode: &AccessMode, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_u8(mode.code())
     }
-    /// Nobody may write.
-    pub fn read_only(self) -> bool {
-        matches!(self, AccessMode::SingleNodeReaderOnly | AccessMode::MultiNodeReaderOnly)
-    }
-    /// One target path on a node at a time.
-    pub fn one_target(self) -> bool {
-        matches!(
-            self,
-            AccessMode::SingleNodeWriter | AccessMode::SingleNodeReaderOnly | AccessMode::SingleNodeSingleWriter
-        )
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<AccessMode, D::Error> {
+        AccessMode::from_code(u8::deserialize(from)?).ok_or_else(|| D::Error::custom("unknown access mode"))
     }
 }
 
@@ -121,6 +88,7 @@ impl AccessMode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capability {
     /// Who may use it.
+    #[serde(with = "mode")]
     pub mode: AccessMode,
     /// Allowed mount options.
     pub options: MountOptions,
@@ -189,7 +157,7 @@ mod tests {
 
     #[test]
     fn volume_ids_are_short_and_printable() {
-        for bad in ["", "a\nb", "\u{7f}", &"x".repeat(STRING_BYTES_MAX + 1)] {
+        for bad in ["", "a\nb", "\u{7f}", &"x".repeat(TEXT_BYTES_MAX + 1)] {
             assert_eq!(VolumeId::parse(bad).unwrap_err().code, tonic::Code::InvalidArgument, "{bad:?}");
         }
         assert_eq!(VolumeId::parse("../x").unwrap().as_str(), "../x"); // opaque, never part of a path

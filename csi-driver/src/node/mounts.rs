@@ -107,28 +107,21 @@ pub struct BindFlags {
     pub read_only: bool,
     /// Refuses to execute.
     pub no_exec: bool,
-    /// Does not touch access times.
-    pub no_atime: bool,
 }
 
 impl BindFlags {
     /// Whether a mount has all of them.
     pub fn are_set(self, m: &Mount) -> bool {
-        m.has("nosuid")
-            && m.has("nodev")
-            && m.has("ro") == self.read_only
-            && m.has("noexec") == self.no_exec
-            && (m.has("noatime") || !self.no_atime)
+        m.has("nosuid") && m.has("nodev") && m.has("ro") == self.read_only && m.has("noexec") == self.no_exec
     }
 }
 
 /// Sets the flags of the bind mount on top at `target`.
 pub fn set_flags(target: &Path, flags: BindFlags) -> io::Result<()> {
-    let mut bits = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let mut bits =
+        MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RELATIME;
     bits.set(MsFlags::MS_RDONLY, flags.read_only);
     bits.set(MsFlags::MS_NOEXEC, flags.no_exec);
-    bits.set(MsFlags::MS_NOATIME, flags.no_atime);
-    bits.set(MsFlags::MS_RELATIME, !flags.no_atime);
     Ok(mount(None::<&str>, target, None::<&str>, bits, None::<&str>)?)
 }
 

@@ -1,31 +1,21 @@
 //! Paths of staging and target directories: made absolute without a look at what is mounted there.
 
-use crate::Fault;
+use crate::{Fault, valid::target_path};
 use std::{
     io,
     os::unix::ffi::OsStrExt,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
-/// Longest path that the kernel takes.
-const PATH_BYTES_MAX: usize = 4095;
 /// Bytes of a hash that make a name.
 const HASH_BYTES: usize = 16;
 
 /// Checks a path of a request and resolves its parent, as mountinfo shows it. The last component is never looked at: a
 /// mount there may be dead or slow. `None` when the parent does not exist (then nothing is mounted there either).
 pub fn resolve(field: &str, text: &str) -> Result<Option<PathBuf>, Fault> {
-    if text.is_empty() {
-        return Err(Fault::invalid(format!("{field} is missing")));
-    }
-    let path = Path::new(text);
-    let plain = text.len() <= PATH_BYTES_MAX
-        && !text.as_bytes().contains(&0)
-        && path.is_absolute()
-        && path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)))
-        && !text.split('/').any(|part| part == ".");
-    let (true, Some(parent), Some(name)) = (plain, path.parent(), path.file_name()) else {
-        return Err(Fault::invalid(format!("{field} is not a plain absolute path below the root")));
+    let path = target_path(field, text)?;
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Fault::invalid(format!("{field} is the root")));
     };
     match parent.canonicalize() {
         Ok(parent) => Ok(Some(parent.join(name))),

@@ -207,7 +207,7 @@ pub fn access(targets: &[TargetRecord], request: &PublishRequest) -> Outcome<()>
             request.target.display()
         )));
     }
-    let one = |t: &&TargetRecord| t.capability.mode.one_target() || request.capability.mode.one_target();
+    let one = |t: &&TargetRecord| !t.capability.mode.many_targets() || !request.capability.mode.many_targets();
     match targets.iter().find(one) {
         None => Ok(()),
         Some(held) => Err(Fault::precondition(format!(
@@ -220,8 +220,7 @@ pub fn access(targets: &[TargetRecord], request: &PublishRequest) -> Outcome<()>
 
 /// Flags of the bind mount that a request wants.
 pub fn flags(request: &PublishRequest) -> BindFlags {
-    let o = &request.capability.options;
-    BindFlags { read_only: request.bind_read_only(), no_exec: o.no_exec, no_atime: o.no_atime }
+    BindFlags { read_only: request.bind_read_only(), no_exec: request.capability.options.no_exec }
 }
 
 /// Decides about one target, given the live mount.

@@ -10,8 +10,8 @@ use tonic::Code;
 const STAGING: &str = "/k/stage";
 const MODES: [AccessMode; 7] = [
     AccessMode::SingleNodeWriter,
-    AccessMode::SingleNodeReaderOnly,
-    AccessMode::MultiNodeReaderOnly,
+    AccessMode::SingleNodeReader,
+    AccessMode::MultiNodeReader,
     AccessMode::MultiNodeSingleWriter,
     AccessMode::MultiNodeMultiWriter,
     AccessMode::SingleNodeSingleWriter,
@@ -74,7 +74,7 @@ fn the_table_of_access_modes() {
     for mode in MODES {
         let single = matches!(
             mode,
-            AccessMode::SingleNodeSingleWriter | AccessMode::SingleNodeWriter | AccessMode::SingleNodeReaderOnly
+            AccessMode::SingleNodeSingleWriter | AccessMode::SingleNodeWriter | AccessMode::SingleNodeReader
         );
         let first = PublishRequest { capability: capability(mode), ..pod("/t1") };
         let records = [TargetRecord::new(&first, Phase::Made)];
@@ -132,7 +132,7 @@ fn staging_again_with_other_properties() {
     let answer = |records: &VolumeRecords, mounts: &Mounts, request: &StageRequest| {
         stage(View { records, mounts, health: Health::Alive }, request).map_err(|f| f.code)
     };
-    let other = StageRequest { capability: capability(AccessMode::MultiNodeReaderOnly), ..request() };
+    let other = StageRequest { capability: capability(AccessMode::MultiNodeReader), ..request() };
     assert_eq!(answer(&staged(Phase::Made), &live, &other), Err(Code::AlreadyExists));
     assert_eq!(answer(&staged(Phase::Made), &none, &other), Err(Code::AlreadyExists));
     assert_eq!(answer(&staged(Phase::Making), &live, &other), Err(Code::AlreadyExists));

@@ -76,13 +76,14 @@ impl ProcessRuntime {
             out.extend(["--token-file".into(), file.clone().into_os_string()]);
         }
         out.extend(["--state-dir".into(), self.journal(spec).into_os_string()]);
-        if let Some(mib) = s.journal_mib {
+        let chosen = spec.options.arguments.iter().any(|a| a.starts_with("--journal-mib="));
+        if let Some(mib) = s.journal_mib.filter(|_| !chosen) {
             out.extend(["--journal-mib".into(), mib.to_string().into()]);
         }
         if spec.read_only {
             out.push("--read-only".into());
         }
-        out.extend(spec.options.arguments().into_iter().map(OsString::from));
+        out.extend(spec.options.arguments.iter().map(OsString::from));
         out.extend(["--".into(), spec.name.clone().into(), spec.staging.clone().into_os_string()]);
         out
     }
@@ -186,7 +187,7 @@ mod tests {
             name: "--token".into(), // a hostile name stays a name
             staging: staging.into(),
             read_only: true,
-            options: MountOptions::parse(&["cache-mib=8".into()]).unwrap(),
+            options: MountOptions { arguments: vec!["--cache-mib=8".into()], ..MountOptions::default() },
             generation: 3,
         }
     }
