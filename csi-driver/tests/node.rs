@@ -1,13 +1,16 @@
 //! The node half against the real kernel: as root, in a mount namespace of its own, with tmpfs (and connections that nobody
 //! serves) in place of the mounts.
 
+mod common;
+
 use async_trait::async_trait;
+use common::{helpers, in_namespace};
 use fusefs_csi_driver::{
     Fault, Outcome,
     node::{
         Node, NodeSettings,
         engine::{Event, Events},
-        helper::{self, Helpers},
+        helper,
         model::{AccessMode, Capability, PublishRequest, StageRequest, Subdir, VolumeId},
         mounts::Mounts,
         options::MountOptions,
@@ -23,7 +26,6 @@ use std::{
     io::ErrorKind,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -37,22 +39,6 @@ use tonic::Code;
 #[ignore = "started by the other tests"]
 fn helper_process() {
     helper::answer(&std::env::args().next_back().unwrap_or_default());
-}
-
-/// Runs an ignored test of this file as root in a mount namespace of its own.
-fn in_namespace(test: &str) {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs root");
-        return;
-    }
-    let exe = std::env::current_exe().unwrap();
-    let status = Command::new("unshare")
-        .args(["--mount", "--propagation", "private"])
-        .arg(exe)
-        .args(["--exact", test, "--ignored", "--nocapture"])
-        .status()
-        .unwrap();
-    assert!(status.success(), "{test}: {status}");
 }
 
 macro_rules! namespaced {
@@ -177,9 +163,7 @@ impl Bench {
 fn open(root: &Path, runtime: &Arc<Tmpfs>, events: &Arc<Seen>) -> Arc<Node> {
     let mut settings = NodeSettings::new("node-a", root.join("records"));
     settings.look_timeout = Duration::from_secs(5);
-    let arguments = ["--exact", "helper_process", "--ignored", "--nocapture"].map(Into::into).to_vec();
-    let helpers = Helpers::new(std::env::current_exe().unwrap(), arguments);
-    Node::open(settings, runtime.clone(), helpers, events.clone()).unwrap()
+    Node::open(settings, runtime.clone(), helpers(), events.clone()).unwrap()
 }
 
 fn volume() -> VolumeId {

@@ -213,6 +213,8 @@ impl Node {
             UnstagePlan::Forget => {}
             UnstagePlan::Detach(n) => {
                 mounts::detach(path, n).map_err(|e| io_fault(format_args!("detaching {}", path.display()), &e))?;
+                let why = "every holder of the mount was gone; what is not in the object store is in its journal";
+                self.events.tell(Event::Parked(volume.clone(), why.into()));
             }
             UnstagePlan::Unmount => {
                 if let Some(record) = &record {
@@ -224,6 +226,11 @@ impl Node {
                 }
             }
         }
+        // A mount that died has left the directory underneath protected: the orchestrator wants to remove it.
+        if self.mounts()?.top(path).is_some() {
+            return Err(Fault::unavailable(format!("something is still mounted at {}", path.display())));
+        }
+        mounts::protect(path, false).map_err(|e| io_fault(format_args!("unprotecting {}", path.display()), &e))?;
         self.forget(volume, &records.targets)
     }
 
@@ -278,6 +285,9 @@ impl Node {
                     return Err(Fault::unavailable(at("something was mounted meanwhile at")));
                 }
                 mounts::make_target(target).map_err(|e| io_fault(at("making"), &e))?;
+                if let Err(error) = mounts::protect(target, true) {
+                    tracing::debug!(%error, "the directory underneath stays writable");
+                }
                 let subdir = request.subdir.as_str();
                 let bound = self.helpers.bind(&request.staging, subdir, target, self.settings.bind_timeout).await;
                 bound.map_err(|e| match e.kind() {

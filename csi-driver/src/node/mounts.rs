@@ -150,8 +150,23 @@ pub fn make_target(target: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes a directory refuse entries (or accept them again), so that a pod that starts while the volume is not mounted fails
+/// instead of filling the node's disk. Only for paths where nothing is mounted. File systems that cannot are left alone.
+pub fn protect(dir: &Path, on: bool) -> io::Result<()> {
+    use rustix::fs::{IFlags, Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = match rustix::fs::open(dir, flags, Mode::empty()) {
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => return Ok(()),
+        other => other?,
+    };
+    let Ok(now) = rustix::fs::ioctl_getflags(&dir) else { return Ok(()) };
+    let wanted = if on { now | IFlags::IMMUTABLE } else { now - IFlags::IMMUTABLE };
+    if wanted == now { Ok(()) } else { Ok(rustix::fs::ioctl_setflags(&dir, wanted)?) }
+}
+
 /// Removes a target directory, only when it is empty. Only for paths where nothing is mounted. Absent is fine.
 pub fn remove_target(target: &Path) -> io::Result<()> {
+    protect(target, false)?;
     match fs::remove_dir(target) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
