@@ -84,7 +84,8 @@ impl ProcessRuntime {
             out.push("--read-only".into());
         }
         out.extend(spec.options.arguments.iter().map(OsString::from));
-        out.extend(["--".into(), spec.name.clone().into(), spec.staging.clone().into_os_string()]);
+        // Neither can be taken for an option ([`plain`]); a `--` would swallow what --background appends.
+        out.extend([spec.name.clone().into(), spec.staging.clone().into_os_string()]);
         out
     }
 
@@ -121,6 +122,11 @@ impl ProcessRuntime {
     }
 }
 
+/// Whether name and path are words of their own on a command line.
+fn plain(spec: &MountSpec) -> bool {
+    !spec.name.is_empty() && !spec.name.starts_with('-') && spec.staging.is_absolute()
+}
+
 /// A command that ended.
 struct Ended {
     status: ExitStatus,
@@ -145,6 +151,9 @@ fn is_mounted(staging: &Path) -> Outcome<bool> {
 #[async_trait]
 impl Runtime for ProcessRuntime {
     async fn stage(&self, spec: &MountSpec) -> Outcome<()> {
+        if !plain(spec) {
+            return Err(Fault::invalid("the volume's name or path cannot be given to fusefs mount"));
+        }
         let arguments = self.mount_arguments(spec);
         let ended = self.fusefs(arguments, self.settings.start_timeout, true).await;
         match ended.map_err(|e| io_fault("starting fusefs mount", &e))? {
@@ -184,7 +193,7 @@ mod tests {
     fn spec(staging: &Path) -> MountSpec {
         MountSpec {
             key: "k".into(),
-            name: "--token".into(), // a hostile name stays a name
+            name: "vol".into(),
             staging: staging.into(),
             read_only: true,
             options: MountOptions { arguments: vec!["--cache-mib=8".into()], ..MountOptions::default() },
@@ -218,12 +227,14 @@ mod tests {
         assert!(
             text.starts_with(&format!(
                 "mount --background --allow-other --master a:1,b:2 --token-file /etc/token --state-dir {} \
-                 --journal-mib 16 --read-only --cache-mib=8 -- --token /s p\n",
+                 --journal-mib 16 --read-only --cache-mib=8 vol /s p\n",
                 state.display()
             )),
             "{text}"
         );
         assert!(!text.contains("CARGO"), "{text}");
+        let hostile = MountSpec { name: "--token-file=/etc/shadow".into(), ..spec(Path::new("/s")) };
+        assert_eq!(r.stage(&hostile).await.unwrap_err().code, tonic::Code::InvalidArgument);
         assert_eq!(r.status(&spec(Path::new("/s"))).await, RuntimeStatus::Absent);
     }
 
