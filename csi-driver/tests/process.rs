@@ -24,7 +24,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -52,6 +52,8 @@ struct Cluster {
     dev: Child,
     masters: Vec<String>,
     token: PathBuf,
+    /// It ends quietly when nobody reads what it says.
+    _said: std::io::Lines<BufReader<ChildStdout>>,
     _dir: tempfile::TempDir,
 }
 
@@ -65,14 +67,14 @@ impl Cluster {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(dev.stdout.take().unwrap()).lines();
-        let admin = lines.map_while(Result::ok).find(|l| l.contains("export FUSEFS_MASTER=")).unwrap();
+        let mut lines = BufReader::new(dev.stdout.take().unwrap()).lines();
+        let admin = lines.by_ref().map_while(Result::ok).find(|l| l.contains("export FUSEFS_MASTER=")).unwrap();
         let value = |key: &str| {
             let word = admin.split_whitespace().find_map(|w| w.strip_prefix(key)).unwrap();
             word.trim_start_matches('=').to_owned()
         };
         let masters = value("FUSEFS_MASTER").split(',').map(str::to_owned).collect();
-        Cluster { masters, token: value("FUSEFS_TOKEN_FILE").into(), dev, _dir: dir }
+        Cluster { masters, token: value("FUSEFS_TOKEN_FILE").into(), dev, _said: lines, _dir: dir }
     }
 }
 
@@ -83,21 +85,21 @@ impl Drop for Cluster {
     }
 }
 
-/// Processes whose command line names `path`, and those of their groups; never our own group.
-fn processes(path: &Path) -> Vec<Pid> {
+/// Processes that name a path below `root` or hold a file there; never our own group.
+fn processes(root: &Path) -> Vec<Pid> {
     let own = nix::unistd::getpgrp().to_string();
     let of = |pid: i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let words: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
-        let named = String::from_utf8_lossy(&line).contains(path.to_str()?);
-        let (state, group) = (*words.first()?, (*words.get(2)?).to_owned());
-        (state != "Z" && group != own).then_some((pid, group, named))
+        let (state, group) = (*words.first()?, *words.get(2)?);
+        let mut files =
+            fs::read_dir(format!("/proc/{pid}/fd")).ok()?.filter_map(|f| fs::read_link(f.ok()?.path()).ok());
+        let ours = String::from_utf8_lossy(&line).contains(root.to_str()?) || files.any(|f| f.starts_with(root));
+        (ours && state != "Z" && group != own).then(|| Pid::from_raw(pid))
     };
     let pids = fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    let all: Vec<(i32, String, bool)> = pids.filter_map(of).collect();
-    let groups: Vec<&String> = all.iter().filter(|p| p.2).map(|p| &p.1).collect();
-    all.iter().filter(|p| groups.contains(&&p.1)).map(|p| Pid::from_raw(p.0)).collect()
+    pids.filter_map(of).collect()
 }
 
 struct Bench {
@@ -184,19 +186,19 @@ async fn inner() {
     assert_eq!(b.runtime.status(&spec).await, RuntimeStatus::Running);
 
     // The plugin dies: what it finds is adopted.
-    let (device, before) = (b.device(), processes(&stage.staging));
+    let (device, before) = (b.device(), processes(&b.root));
     drop(node);
     let node = b.open();
     assert_eq!(node.reconcile().await.unwrap(), Pass { volumes: 1, ..Pass::default() });
     node.stage(&stage).await.unwrap();
     node.publish(&pod).await.unwrap();
-    assert_eq!((b.device(), processes(&stage.staging)), (device.clone(), before.clone()));
+    assert_eq!((b.device(), processes(&b.root)), (device.clone(), before.clone()));
     assert!(before.len() >= 3, "{before:?}");
 
     // Every holder dies.
     let look = async || helpers().look(&stage.staging, Duration::from_secs(2)).await.0;
     b.until("every holder is gone", async || {
-        processes(&stage.staging).into_iter().for_each(|p| {
+        processes(&b.root).into_iter().for_each(|p| {
             let _ = kill(p, Signal::SIGKILL); // it may be gone already
         });
         look().await == Health::Dead
@@ -217,7 +219,7 @@ async fn inner() {
     }
     node.unstage(&stage.volume, &stage.staging).await.unwrap();
     assert!(Mounts::read().unwrap().top(&stage.staging).is_none());
-    b.until("the processes end", async || processes(&stage.staging).is_empty()).await;
+    b.until("the processes end", async || processes(&b.root).is_empty()).await;
     assert_eq!(b.runtime.status(&spec).await, RuntimeStatus::Absent);
     fs::remove_dir(&stage.staging).unwrap(); // as kubelet does: nothing protects it any more
 }
