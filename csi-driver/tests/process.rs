@@ -129,7 +129,7 @@ impl Bench {
             name: "vol-a".into(),
             staging: self.root.join("stage"),
             capability: Capability { mode: AccessMode::MultiNodeMultiWriter, options: MountOptions::default() },
-            generation: 1,
+            generation: 0,
         }
     }
     fn device(&self) -> String {
@@ -173,7 +173,7 @@ async fn inner() {
         staging: stage.staging.clone(),
         read_only: false,
         options: MountOptions::default(),
-        generation: 1,
+        generation: 0,
     };
     let node = b.open();
     node.stage(&stage).await.unwrap();

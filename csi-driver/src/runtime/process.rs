@@ -80,6 +80,9 @@ impl ProcessRuntime {
         if let Some(mib) = s.journal_mib.filter(|_| !chosen) {
             out.extend(["--journal-mib".into(), mib.to_string().into()]);
         }
+        if spec.generation > 0 {
+            out.push(format!("--attach-generation={}", spec.generation).into());
+        }
         if spec.read_only {
             out.push("--read-only".into());
         }
@@ -227,7 +230,7 @@ mod tests {
         assert!(
             text.starts_with(&format!(
                 "mount --background --allow-other --master a:1,b:2 --token-file /etc/token --state-dir {} \
-                 --journal-mib 16 --read-only --cache-mib=8 vol /s p\n",
+                 --journal-mib 16 --attach-generation=3 --read-only --cache-mib=8 vol /s p\n",
                 state.display()
             )),
             "{text}"
