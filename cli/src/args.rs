@@ -54,6 +54,8 @@ pub enum Command {
     /// Serve a mount (started by `fusefs mount`).
     #[command(hide = true)]
     Client(PartArgs),
+    /// Run the CSI driver: volumes for orchestrators such as Kubernetes.
+    Csi(Box<crate::cmd::CsiArgs>),
     /// Object stores: add, list, show, probe.
     #[command(subcommand)]
     Store(StoreCommand),
@@ -156,6 +158,9 @@ pub struct MountOptions {
     /// Let other users use the mount (default for root).
     #[arg(long)]
     pub allow_other: bool,
+    /// The right to mount that the CSI controller gave this node (given by the CSI driver).
+    #[arg(long, default_value_t = 0, value_name = "N", hide = true)]
+    pub attach_generation: u64,
 }
 
 impl Default for MountOptions {

@@ -141,7 +141,7 @@ pub async fn replay(
     let mode = if header.boot == boot { Mode::SameBoot } else { Mode::Prefix };
     let incarnation = journal.begin_incarnation(boot)?;
     let token = match session.0 {
-        0 => Token { attach: 0, incarnation: Incarnation(1) },
+        0 => Token { attach: settings.attach, incarnation: Incarnation(1) },
         _ => Token { attach: header.attach, incarnation },
     };
     let attach = Attach { mount: header.mount, session, token };

@@ -322,7 +322,9 @@ impl Worker {
         components: Components,
         p: &mut Prepared,
     ) -> Result<Result<Arc<MetaClient>, String>, WorkerError> {
-        let token = Token { attach: p.record.attach, incarnation: p.record.incarnation };
+        // A session keeps the generation that it was opened with.
+        let attach = if p.record.session.0 == 0 { settings.attach } else { p.record.attach };
+        let token = Token { attach, incarnation: p.record.incarnation };
         loop {
             let attach = Attach { mount: p.mount, session: p.record.session, token };
             match open_session(settings, components.clone(), attach).await {

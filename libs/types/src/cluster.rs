@@ -363,6 +363,15 @@ pub enum MasterCall {
     ListSessions(VolumeId),
     /// Store of a volume with its secrets, for metanodes (holders of the cluster token). Answer: StoreAccess.
     StoreAccess(VolumeId),
+    /// A node that can mount volumes announces itself (idempotent). Volumes are published to announced nodes only.
+    AddMounter(String),
+    /// Gives a node the right to mount a volume, or answers the one it has. NotFound: no such volume or node. Exists: it
+    /// has it in another mode. InUse: a volume for one node is with another one. Conflict: that one is being fenced.
+    PublishVolume(PublishSpec),
+    /// Withdraws it: volume, part, node (empty = all). Returns when all sessions of it have ended at every partition.
+    UnpublishVolume(String, String, String),
+    /// Rights to mount, of one volume or (0) of all.
+    ListPublications(VolumeId),
 }
 
 /// Answer to a [`MasterCall`].
@@ -394,6 +403,10 @@ pub enum MasterReply {
     Sessions(Vec<SessionStatus>),
     /// StoreAccess.
     StoreAccess(StoreRecord, StoreCredentials),
+    /// PublishVolume.
+    Published(Publication),
+    /// ListPublications.
+    Publications(Vec<Publication>),
 }
 
 /// A refused master call: errno-shaped code and a sentence that says what to do.
