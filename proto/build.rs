@@ -3,7 +3,8 @@
 use std::{error::Error, path::Path};
 
 const ROOT: &str = "proto";
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
+    "csi/v1/csi.proto",
     "fusefs/common/v1/common.proto",
     "fusefs/master/v1/master.proto",
     "fusefs/metanode/v1/metanode.proto",

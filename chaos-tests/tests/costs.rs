@@ -59,6 +59,7 @@ impl Rig {
             masters: dir.master_addrs(),
             credential,
             volume: VOLUME.into(),
+            attach: 0,
             name: "costs".into(),
             mount,
             validity: VALIDITY,

@@ -50,6 +50,7 @@ impl Client {
             masters: dir.master_addrs(),
             credential,
             volume: VOLUME.into(),
+            attach: 0,
             name: "locks".into(),
             mount: MountSettings::new(tmp.join("unused"), "locks"),
             validity: VALIDITY,

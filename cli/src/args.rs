@@ -58,6 +58,8 @@ pub enum Command {
     /// Serve a mount (started by `fusefs mount`).
     #[command(hide = true)]
     Client(PartArgs),
+    /// Run the CSI driver: volumes for orchestrators such as Kubernetes.
+    Csi(Box<crate::cmd::CsiArgs>),
     /// Object stores: add, list, show, probe.
     #[command(subcommand)]
     Store(StoreCommand),

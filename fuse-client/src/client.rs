@@ -30,6 +30,8 @@ pub struct ClientSettings {
     pub credential: Bytes,
     /// Volume name.
     pub volume: String,
+    /// Attach generation that an orchestrator gave this node; 0 = none.
+    pub attach: u64,
     /// Host and process, for people.
     pub name: String,
     /// Where and how to mount.
@@ -153,7 +155,7 @@ pub async fn connect(
     components: Components,
 ) -> Result<(Arc<MetaClient>, Arc<Vfs>), ClientError> {
     let mount = MountId(components.rng.next_u128());
-    let token = Token { attach: 0, incarnation: Incarnation(1) };
+    let token = Token { attach: settings.attach, incarnation: Incarnation(1) };
     connect_as(settings, components, Attach { mount, session: SessionId(0), token }).await
 }
 

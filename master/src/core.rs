@@ -377,5 +377,9 @@ pub(crate) fn call_name(call: &MasterCall) -> &'static str {
         MasterCall::SessionsOf(_) => "sessions_of",
         MasterCall::ListSessions(_) => "list_sessions",
         MasterCall::StoreAccess(_) => "store_access",
+        MasterCall::AddMounter(_) => "add_mounter",
+        MasterCall::PublishVolume(_) => "publish_volume",
+        MasterCall::UnpublishVolume(..) => "unpublish_volume",
+        MasterCall::ListPublications(_) => "list_publications",
     }
 }

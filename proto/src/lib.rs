@@ -28,6 +28,12 @@ pub mod metanode {
     }
 }
 
+/// The Container Storage Interface, version 1.12. Its requests may hold secrets: their `Debug` must not be logged.
+#[allow(missing_docs, clippy::all, rust_2018_idioms)] // generated
+pub mod csi {
+    tonic::include_proto!("csi.v1");
+}
+
 /// Raft traffic between nodes.
 pub mod raft {
     /// Version 1.

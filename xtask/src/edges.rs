@@ -15,6 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("master", &["types", "proto", "cluster-state", "raft-host", "data-path", "meta-client"]),
     ("metanode", &["types", "proto", "meta-state", "raft-host", "data-path", "meta-client"]),
     ("fuse-client", &["types", "proto", "meta-client", "data-path"]),
+    ("csi-driver", &["types", "proto", "meta-client"]),
     (
         "libs/local-cluster",
         &["types", "proto", "master", "metanode", "fuse-client", "meta-client", "raft-host", "data-path"],
@@ -31,6 +32,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "meta-client",
             "data-path",
             "raft-host",
+            "csi-driver",
         ],
     ),
     (

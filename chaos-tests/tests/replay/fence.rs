@@ -61,6 +61,7 @@ impl Rig {
             masters: stack.dir.master_addrs(),
             credential,
             volume: "work".into(),
+            attach: 0,
             name: "fence".into(),
             mount: MountSettings::new(stack.tmp().join("unused"), "fence"),
             validity: Duration::from_secs(1),

@@ -38,6 +38,9 @@ pub struct MountOptions {
     /// Let other users use the mount (default for root).
     #[arg(long)]
     pub allow_other: bool,
+    /// The right to mount that the CSI controller gave this node (given by the CSI driver).
+    #[arg(long, default_value_t = 0, value_name = "N", hide = true)]
+    pub attach_generation: u64,
 }
 
 impl Default for MountOptions {

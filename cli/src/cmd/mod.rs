@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod bench;
+mod csi;
 mod dev;
 mod docs;
 mod fsck;
@@ -19,6 +20,7 @@ use crate::args::{Cli, Command};
 use anyhow::Result;
 use std::process::ExitCode;
 
+pub use csi::CsiArgs;
 pub use helper::from_mount_helper;
 #[cfg(target_os = "linux")]
 pub use parts::keeper_process;
@@ -58,6 +60,7 @@ async fn run_async(command: Command) -> Result<ExitCode> {
         Command::Dev(a) => dev::run(*a).await.map(done),
         Command::Master(a) => serve::master(a).await.map(done),
         Command::Metanode(a) => serve::metanode(a).await.map(done),
+        Command::Csi(a) => csi::run(*a).await.map(done),
         Command::Store(c) => store::run(c).await.map(done),
         Command::Volume(c) => volume::run(c).await.map(done),
         Command::Status(a) => status::run(a).await,

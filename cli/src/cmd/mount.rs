@@ -44,6 +44,7 @@ pub fn settings(
         masters,
         credential,
         volume: volume.to_owned(),
+        attach: o.attach_generation,
         name: format!("{} pid {} at {}", host_name(), std::process::id(), mountpoint.display()),
         mount,
         validity: Duration::from_millis(o.attr_validity),

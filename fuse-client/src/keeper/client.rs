@@ -70,12 +70,7 @@ impl Channel {
     pub fn call(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<(Message, Vec<OwnedFd>)> {
         self.call_within(message, fds, ANSWER_MS)
     }
-    fn call_within(
-        &self,
-        message: &Message,
-        fds: &[BorrowedFd<'_>],
-        ms: u16,
-    ) -> io::Result<(Message, Vec<OwnedFd>)> {
+    fn call_within(&self, message: &Message, fds: &[BorrowedFd<'_>], ms: u16) -> io::Result<(Message, Vec<OwnedFd>)> {
         self.send(message, fds)?;
         match self.receive_within(ms)? {
             (Message::Error(text), _) => Err(io::Error::other(text)),

@@ -144,7 +144,7 @@ pub async fn replay(
     let header = journal.header();
     let (mode, incarnation) = journal.begin_replay(boot_id())?;
     let token = match session.0 {
-        0 => Token { attach: 0, incarnation: Incarnation(1) },
+        0 => Token { attach: settings.attach, incarnation: Incarnation(1) },
         _ => Token { attach: header.attach, incarnation },
     };
     let attach = Attach { mount: header.mount, session, token };

@@ -343,7 +343,8 @@ impl Worker {
         let held = self.links.get_each(names::SESSION).map_err(step("getting the session's id"))?;
         let held = held.iter().filter_map(|i| SessionRecord::decode(&i.bytes));
         let header = journal.map(Journal::header);
-        let written = header.map(|h| SessionRecord { session: h.session, attach: h.attach, incarnation: h.incarnation });
+        let written =
+            header.map(|h| SessionRecord { session: h.session, attach: h.attach, incarnation: h.incarnation });
         Ok(SessionRecord::newest(held.chain(written)))
     }
 
@@ -355,7 +356,9 @@ impl Worker {
                 tracing::error!(%error, "the journal cannot be written; this mount goes on without it");
                 Ok(())
             }
-            bytes => Err(format!("the journal cannot be written, and {bytes} bytes in it are not in the store: {error}")),
+            bytes => {
+                Err(format!("the journal cannot be written, and {bytes} bytes in it are not in the store: {error}"))
+            }
         }
     }
 
@@ -367,7 +370,9 @@ impl Worker {
         components: Components,
         p: &mut Prepared,
     ) -> Result<Result<Arc<MetaClient>, String>, WorkerError> {
-        let token = Token { attach: p.record.attach, incarnation: p.record.incarnation };
+        // A session keeps the generation that it was opened with.
+        let attach = if p.record.session.0 == 0 { settings.attach } else { p.record.attach };
+        let token = Token { attach, incarnation: p.record.incarnation };
         loop {
             let attach = Attach { mount: p.mount, session: p.record.session, token };
             match open_session(settings, components.clone(), attach).await {

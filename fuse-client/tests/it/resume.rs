@@ -5,8 +5,8 @@ use crate::cluster::{Client, Cluster, Hold};
 use crate::kmount::{DEADLINE, Kept, unmount};
 use crate::mounted::usable;
 use fusefs_fuse_client::fuse::kernel::{
-    InitOptions, InitRecord, Notification, Recovery, ServeSettings, Serving, SlotFile, handshake, handshake_in_slots, poison,
-    serve,
+    InitOptions, InitRecord, Notification, Recovery, ServeSettings, Serving, SlotFile, handshake, handshake_in_slots,
+    poison, serve,
 };
 use fusefs_types::{Ino, ids::MountId};
 use std::fs::{File, OpenOptions};

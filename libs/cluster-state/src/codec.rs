@@ -6,7 +6,9 @@ use bytes::Bytes;
 use fusefs_types::{
     ClusterId, FsError, Incarnation, Ino, KeyRange, MountId, NodeId, PartitionId, RangeKey, ReplicaId, SessionId,
     StoreId, Token, VolumeId,
-    cluster::{NodeRecord, ProbeCheck, StoreKind, StoreRecord, VolumeSpec, VolumeState},
+    cluster::{
+        AccessMode, NodeRecord, ProbeCheck, Publication, PublishSpec, StoreKind, StoreRecord, VolumeSpec, VolumeState,
+    },
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -222,6 +224,17 @@ pub(crate) use pack_enum;
 
 pack_enum!(StoreKind { 1 => S3, 2 => Dir, 3 => Memory ; });
 pack_enum!(VolumeState { 1 => Creating, 2 => Ready, 3 => Deleting ; });
+pack_enum!(AccessMode {
+    1 => SingleNodeWriter,
+    2 => SingleNodeReader,
+    3 => MultiNodeReader,
+    4 => MultiNodeSingleWriter,
+    5 => MultiNodeMultiWriter,
+    6 => SingleNodeSingleWriter,
+    7 => SingleNodeMultiWriter ;
+});
+pack_struct!(PublishSpec { volume, part, node, mode, read_only });
+pack_struct!(Publication { volume, part, node, mode, read_only, writer, generation, ending });
 pack_struct!(Token { attach, incarnation });
 pack_struct!(RangeKey { ino, sub });
 pack_struct!(KeyRange { start, end });

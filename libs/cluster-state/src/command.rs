@@ -5,7 +5,7 @@ use crate::codec::{self, Malformed, pack_enum, pack_struct};
 use crate::record::{Grant, SweepRound};
 use fusefs_types::{
     ClusterId, FsError, KeyRange, MountId, NodeId, PartitionId, ReplicaId, SessionId, StoreId, Token, VolumeId,
-    cluster::{NodeRecord, ProbeCheck, StoreRecord, VolumeSpec},
+    cluster::{NodeRecord, ProbeCheck, Publication, PublishSpec, StoreRecord, VolumeSpec},
 };
 
 /// Version byte in front of every packed command.
@@ -126,6 +126,19 @@ pub struct SessionEnded {
     pub at_ns: u64,
 }
 
+/// Withdraws the right to mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unpublish {
+    /// Volume name.
+    pub volume: String,
+    /// Part of the volume, empty = all of it as one.
+    pub part: String,
+    /// Node, empty = every node.
+    pub node: String,
+    /// Now (Unix ns).
+    pub at_ns: u64,
+}
+
 /// One command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -171,6 +184,12 @@ pub enum Command {
     SweepDone((SessionId, SweepRound)),
     /// Next attach generation of (volume, node name), for orchestrators that force-detach.
     BumpAttach((VolumeId, String)),
+    /// A node that can mount volumes is there, at this time (Unix ns).
+    AddMounter((String, u64)),
+    /// A node may mount a volume.
+    Publish(PublishSpec),
+    /// A node may not any more: its sessions are ended.
+    Unpublish(Unpublish),
 }
 
 pack_struct!(CreateVolume { spec, placement, redundancy, hash_key, at_ns });
@@ -181,6 +200,7 @@ pack_struct!(OpenSession { volume, session, resume, mount, token, client, read_o
 pack_struct!(Attach { session, partition, token });
 pack_struct!(Fence { session, token });
 pack_struct!(EndSession { session, token, leftovers, at_ns });
+pack_struct!(Unpublish { volume, part, node, at_ns });
 pack_struct!(SessionEnded { session, partitions, at_ns });
 pack_enum!(Command {
     3 => ReserveStore ;
@@ -204,6 +224,9 @@ pack_enum!(Command {
     19 => SessionEnded(SessionEnded),
     20 => SweepDone((SessionId, SweepRound)),
     21 => BumpAttach((VolumeId, String)),
+    22 => AddMounter((String, u64)),
+    23 => Publish(PublishSpec),
+    24 => Unpublish(Unpublish),
 });
 
 impl Command {
@@ -242,6 +265,8 @@ pub enum Outcome {
     Range(KeyRange, u64),
     /// BumpAttach.
     Generation(u64),
+    /// Publish.
+    Publication(Publication),
 }
 
 /// Why a command changed nothing.

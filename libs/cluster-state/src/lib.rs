@@ -20,9 +20,9 @@ pub use view::store_place;
 use codec::pack_struct;
 use fusefs_types::{
     ClusterId, NodeId, PartitionId, ReplicaId, SessionId, StoreId, VolumeId,
-    cluster::{NodeRecord, StoreRecord},
+    cluster::{NodeRecord, Publication, StoreRecord},
 };
-use record::{Doomed, Partition, Session, Sweep, Volume};
+use record::{Doomed, Partition, PublicationKey, Session, Sweep, Volume};
 use std::collections::BTreeMap;
 
 /// Everything the masters agree on.
@@ -41,6 +41,8 @@ pub struct ClusterState {
     sweeps: BTreeMap<SessionId, Sweep>,
     doomed: BTreeMap<ReplicaId, Doomed>,
     attachments: BTreeMap<(VolumeId, String), u64>,
+    mounters: BTreeMap<String, u64>,
+    publications: BTreeMap<PublicationKey, Publication>,
 }
 
 pack_struct!(ClusterState {
@@ -57,6 +59,8 @@ pack_struct!(ClusterState {
     sweeps,
     doomed,
     attachments,
+    mounters,
+    publications,
 });
 
 impl Default for ClusterState {
@@ -82,6 +86,8 @@ impl ClusterState {
             sweeps: BTreeMap::new(),
             doomed: BTreeMap::new(),
             attachments: BTreeMap::new(),
+            mounters: BTreeMap::new(),
+            publications: BTreeMap::new(),
         }
     }
 }

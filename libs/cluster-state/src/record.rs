@@ -124,6 +124,9 @@ pub struct Sweep {
     pub round: SweepRound,
 }
 
+/// A right to mount, by volume, node and part of the volume.
+pub type PublicationKey = (VolumeId, (String, String));
+
 /// A replica that must be destroyed on its node, however long the node stays away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doomed {

@@ -1,10 +1,17 @@
 //! Snapshot stream: magic `FFMS`, version byte, body length (u64), body, CRC32C of everything before it.
 
-use crate::{ClusterState, codec};
-use std::io::{self, Read, Write};
+use crate::{ClusterState, codec, record::PublicationKey};
+use fusefs_types::cluster::Publication;
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+};
 
 const MAGIC: &[u8; 4] = b"FFMS";
-const VERSION: u8 = 1;
+/// Version 2 has the nodes that can mount and their rights to at the end.
+const VERSION: u8 = 2;
+/// Still read: without them.
+const VERSION_1: u8 = 1;
 /// A larger body is a damaged length field: a million sessions are about 150 MB.
 const BODY_MAX: u64 = 4 << 30;
 
@@ -52,7 +59,7 @@ impl ClusterState {
         if &head[..4] != MAGIC {
             return Err(SnapshotError::Damaged);
         }
-        if head[4] != VERSION {
+        if !matches!(head[4], VERSION_1 | VERSION) {
             return Err(SnapshotError::UpgradeNeeded(head[4]));
         }
         let length = u64::from_le_bytes([head[5], head[6], head[7], head[8], head[9], head[10], head[11], head[12]]);
@@ -67,6 +74,10 @@ impl ClusterState {
         let want = crc32c::crc32c_append(crc32c::crc32c(&head), &body);
         if u32::from_le_bytes(crc) != want {
             return Err(SnapshotError::Damaged);
+        }
+        if head[4] == VERSION_1 {
+            codec::Pack::put(&BTreeMap::<String, u64>::new(), &mut body);
+            codec::Pack::put(&BTreeMap::<PublicationKey, Publication>::new(), &mut body);
         }
         codec::unpack(&body).map_err(|_| SnapshotError::Damaged)
     }

@@ -3,7 +3,9 @@
 use crate::{ClusterState, record::*};
 use fusefs_types::{
     ClusterId, NodeId, PartitionId, ReplicaId, SessionId, StoreId, VolumeId,
-    cluster::{Member, NodeRecord, PartitionInfo, StoreKind, StoreRecord, VolumeMap, VolumeRecord, VolumeState},
+    cluster::{
+        Member, NodeRecord, PartitionInfo, Publication, StoreKind, StoreRecord, VolumeMap, VolumeRecord, VolumeState,
+    },
     ops::PartitionUsage,
 };
 
@@ -71,6 +73,19 @@ impl ClusterState {
     /// Replicas to destroy.
     pub fn doomed(&self) -> impl Iterator<Item = (ReplicaId, Doomed)> + '_ {
         self.doomed.iter().map(|(r, d)| (*r, *d))
+    }
+
+    /// Nodes that can mount volumes.
+    pub fn mounters(&self) -> impl Iterator<Item = &str> {
+        self.mounters.keys().map(String::as_str)
+    }
+    /// Rights to mount a volume, by node.
+    pub fn publications_of(&self, volume: VolumeId) -> impl Iterator<Item = &Publication> {
+        self.publications.range(crate::apply::publications_of(volume)).map(|(_, p)| p)
+    }
+    /// All rights to mount.
+    pub fn publications(&self) -> impl Iterator<Item = &Publication> {
+        self.publications.values()
     }
 
     /// Members of a partition with the nodes' present addresses.

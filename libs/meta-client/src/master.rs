@@ -40,6 +40,7 @@ fn slow(call: &MasterCall) -> bool {
             | MasterCall::DeleteVolume(..)
             | MasterCall::CloseSession(..)
             | MasterCall::RevokeSession(_)
+            | MasterCall::UnpublishVolume(..)
     )
 }
 

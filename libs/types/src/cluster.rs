@@ -363,6 +363,15 @@ pub enum MasterCall {
     ListSessions(VolumeId),
     /// Store of a volume with its secrets, for metanodes (holders of the cluster token). Answer: StoreAccess.
     StoreAccess(VolumeId),
+    /// A node that can mount volumes announces itself (idempotent). Volumes are published to announced nodes only.
+    AddMounter(String),
+    /// Gives a node the right to mount a volume, or answers the one it has. NotFound: no such volume or node. Exists: it
+    /// has it in another mode. InUse: a volume for one node is with another one. Conflict: that one is being fenced.
+    PublishVolume(PublishSpec),
+    /// Withdraws it: volume, part, node (empty = all). Returns when all sessions of it have ended at every partition.
+    UnpublishVolume(String, String, String),
+    /// Rights to mount, of one volume or (0) of all.
+    ListPublications(VolumeId),
 }
 
 /// Answer to a [`MasterCall`].
@@ -394,6 +403,10 @@ pub enum MasterReply {
     Sessions(Vec<SessionStatus>),
     /// StoreAccess.
     StoreAccess(StoreRecord, StoreCredentials),
+    /// PublishVolume.
+    Published(Publication),
+    /// ListPublications.
+    Publications(Vec<Publication>),
 }
 
 /// A refused master call: errno-shaped code and a sentence that says what to do.
@@ -456,4 +469,99 @@ pub struct ReplicaSpec {
     pub store: StoreRecord,
     /// Secrets (kept in memory only; the metanode asks the master again after a restart by registering).
     pub credentials: StoreCredentials,
+}
+
+/// How an orchestrator lets a volume be used. The numbers are those of CSI's access modes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum AccessMode {
+    /// Read and written on one node (older name of [`AccessMode::SingleNodeMultiWriter`]; one target per node).
+    SingleNodeWriter = 1,
+    /// Read on one node.
+    SingleNodeReader = 2,
+    /// Read on many nodes.
+    MultiNodeReader = 3,
+    /// Written on one node, read on others.
+    MultiNodeSingleWriter = 4,
+    /// Written on many nodes.
+    MultiNodeMultiWriter = 5,
+    /// Written by one user on one node.
+    SingleNodeSingleWriter = 6,
+    /// Written by many users on one node.
+    SingleNodeMultiWriter = 7,
+}
+
+impl AccessMode {
+    /// All of them, in order of their numbers.
+    pub const ALL: [AccessMode; 7] = [
+        AccessMode::SingleNodeWriter,
+        AccessMode::SingleNodeReader,
+        AccessMode::MultiNodeReader,
+        AccessMode::MultiNodeSingleWriter,
+        AccessMode::MultiNodeMultiWriter,
+        AccessMode::SingleNodeSingleWriter,
+        AccessMode::SingleNodeMultiWriter,
+    ];
+    /// Number of the mode.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+    /// Mode of a number.
+    pub fn from_code(code: u8) -> Option<AccessMode> {
+        AccessMode::ALL.into_iter().find(|m| m.code() == code)
+    }
+    /// At most one node uses the volume at a time.
+    pub fn single_node(self) -> bool {
+        !matches!(
+            self,
+            AccessMode::MultiNodeReader | AccessMode::MultiNodeSingleWriter | AccessMode::MultiNodeMultiWriter
+        )
+    }
+    /// Nobody writes.
+    pub fn read_only(self) -> bool {
+        matches!(self, AccessMode::SingleNodeReader | AccessMode::MultiNodeReader)
+    }
+    /// A second target on the same node is allowed.
+    pub fn many_targets(self) -> bool {
+        !matches!(
+            self,
+            AccessMode::SingleNodeWriter | AccessMode::SingleNodeReader | AccessMode::SingleNodeSingleWriter
+        )
+    }
+}
+
+/// Asks for the right to mount a volume on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishSpec {
+    /// Volume name.
+    pub volume: String,
+    /// Directory in it that is published on its own, empty = the whole volume.
+    pub part: String,
+    /// Node, as it announced itself.
+    pub node: String,
+    /// Mode.
+    pub mode: AccessMode,
+    /// Without writing.
+    pub read_only: bool,
+}
+
+/// The right of a node to mount a volume. It ends with all its sessions fenced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// Volume.
+    pub volume: VolumeId,
+    /// Directory, empty = the whole volume.
+    pub part: String,
+    /// Node.
+    pub node: String,
+    /// Mode.
+    pub mode: AccessMode,
+    /// Asked for without writing.
+    pub read_only: bool,
+    /// The node may write.
+    pub writer: bool,
+    /// Attach generation of the sessions on that node: unique in the volume, growing.
+    pub generation: u64,
+    /// Withdrawn; its sessions are still being fenced.
+    pub ending: bool,
 }

@@ -2,6 +2,7 @@
 
 mod info;
 mod nodes;
+mod publish;
 mod sessions;
 mod stores;
 mod volumes;
@@ -43,6 +44,10 @@ impl Core {
             MasterCall::SessionsOf(partition) => self.sessions_of(*partition).await,
             MasterCall::ListSessions(volume) => self.list_sessions(*volume).await,
             MasterCall::StoreAccess(volume) => self.store_access(*volume).await,
+            MasterCall::AddMounter(node) => self.add_mounter(node).await,
+            MasterCall::PublishVolume(spec) => self.publish_volume(spec).await,
+            MasterCall::UnpublishVolume(volume, part, node) => self.unpublish_volume(volume, part, node).await,
+            MasterCall::ListPublications(volume) => self.list_publications(*volume).await,
         }
     }
 

@@ -1,7 +1,9 @@
 //! Conversions of `fusefs.master.v1`: calls and answers. Their parts are in [`parts`].
 
 mod parts;
+mod publish;
 pub use parts::*;
+pub use publish::*;
 
 use super::common::{
     cluster, code, from_code, from_store_credentials, from_store_record, from_token, id128, list, need, node, session,
@@ -65,6 +67,14 @@ fn call_to_wire(call: &MasterCall) -> Call {
         MasterCall::SessionsOf(p) => Call::SessionsOf(p.0),
         MasterCall::ListSessions(v) => Call::ListSessions(v.0),
         MasterCall::StoreAccess(v) => Call::StoreAccess(v.0),
+        MasterCall::AddMounter(node) => Call::AddMounter(node.clone()),
+        MasterCall::PublishVolume(s) => Call::PublishVolume(publish_spec(s)),
+        MasterCall::UnpublishVolume(volume, part, node) => Call::UnpublishVolume(pb::UnpublishVolume {
+            volume: volume.clone(),
+            part: part.clone(),
+            node: node.clone(),
+        }),
+        MasterCall::ListPublications(v) => Call::ListPublications(v.0),
     }
 }
 
@@ -92,6 +102,10 @@ fn from_call(call: Call) -> FsResult<MasterCall> {
         Call::SessionsOf(p) => MasterCall::SessionsOf(PartitionId(p)),
         Call::ListSessions(v) => MasterCall::ListSessions(VolumeId(v)),
         Call::StoreAccess(v) => MasterCall::StoreAccess(VolumeId(v)),
+        Call::AddMounter(node) => MasterCall::AddMounter(text(node)?),
+        Call::PublishVolume(s) => MasterCall::PublishVolume(from_publish_spec(s)?),
+        Call::UnpublishVolume(u) => MasterCall::UnpublishVolume(text(u.volume)?, text(u.part)?, text(u.node)?),
+        Call::ListPublications(v) => MasterCall::ListPublications(VolumeId(v)),
     })
 }
 
@@ -136,6 +150,10 @@ fn reply_to_wire(reply: &MasterReply) -> Reply {
             store: Some(store_record(s)),
             credentials: Some(store_credentials(c)),
         }),
+        MasterReply::Published(p) => Reply::Published(publication(p)),
+        MasterReply::Publications(p) => {
+            Reply::Publications(pb::Publications { publications: p.iter().map(publication).collect() })
+        }
     }
 }
 
@@ -157,6 +175,8 @@ fn from_reply(reply: Reply) -> FsResult<MasterReply> {
         Reply::StoreAccess(a) => {
             MasterReply::StoreAccess(from_store_record(need(a.store)?)?, from_store_credentials(need(a.credentials)?)?)
         }
+        Reply::Published(p) => MasterReply::Published(from_publication(p)?),
+        Reply::Publications(p) => MasterReply::Publications(list(p.publications, LIST_MAX, from_publication)?),
     })
 }
 

@@ -1,9 +1,12 @@
 //! `apply`: one command, decided against the state. Each function checks everything first and changes afterwards, so that
 //! a rejection has changed nothing.
 
+mod publish;
 mod session;
 mod store;
 mod volume;
+
+pub(crate) use publish::of as publications_of;
 
 use crate::{ClusterState, command::*, valid};
 use fusefs_types::{ClusterId, cluster::NodeRecord};
@@ -43,6 +46,9 @@ impl ClusterState {
             Command::SessionEnded(c) => self.session_ended(c),
             Command::SweepDone((session, round)) => self.sweep_done(*session, *round),
             Command::BumpAttach((volume, node)) => self.bump_attach(*volume, node),
+            Command::AddMounter((node, at_ns)) => self.add_mounter(node, *at_ns),
+            Command::Publish(c) => self.publish(c),
+            Command::Unpublish(c) => self.unpublish(c),
         }
     }
 

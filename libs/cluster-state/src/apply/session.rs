@@ -15,6 +15,7 @@ impl ClusterState {
         if c.client.len() > valid::TEXT_BYTES_MAX {
             return reject(FsError::Invalid, "the client's description is too long");
         }
+        self.check_attach(volume, c.token)?;
         if c.resume {
             return self.resume_session(volume, c);
         }
@@ -72,6 +73,9 @@ impl ClusterState {
 
     pub(super) fn attach_session(&mut self, c: &Attach) -> Applied {
         let volume = self.partitions.get(&c.partition).map(|p| p.volume);
+        if let Some(s) = self.sessions.get(&c.session).filter(|s| s.token.attach != c.token.attach) {
+            self.check_attach(s.volume, c.token)?;
+        }
         let s = self.open_session_mut(c.session)?;
         if volume != Some(s.volume) {
             return reject(FsError::Stale, "the partition does not belong to the session's volume");
@@ -123,6 +127,9 @@ impl ClusterState {
         if let (true, Some(store)) = (sweep, store) {
             let sweep = Sweep { session: id, volume: s.volume, store, since_ns: at_ns, round: SweepRound::First };
             self.sweeps.insert(id, sweep);
+        }
+        if s.token.attach != 0 {
+            self.withdraw(s.volume);
         }
     }
 

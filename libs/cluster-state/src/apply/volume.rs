@@ -176,6 +176,9 @@ impl ClusterState {
                 ),
             );
         }
+        if let (Some(p), false) = (self.publications_of(id).next(), c.force) {
+            return reject(FsError::InUse, format!("volume {} is attached to node {}", c.name, p.node));
+        }
         if let Some(v) = self.volumes.get_mut(&id) {
             v.state = VolumeState::Deleting;
         }
@@ -194,6 +197,7 @@ impl ClusterState {
         self.doom_partitions(&partitions);
         self.volumes.remove(&volume);
         self.attachments.retain(|(v, _), _| *v != volume);
+        self.publications.retain(|(v, _), _| *v != volume);
         Ok(Outcome::Ok)
     }
 
@@ -220,9 +224,7 @@ impl ClusterState {
         if node.len() > valid::TEXT_BYTES_MAX || !self.volumes.contains_key(&volume) {
             return reject(FsError::NotFound, format!("no volume number {volume}"));
         }
-        let generation = self.attachments.entry((volume, node.to_owned())).or_insert(0);
-        *generation += 1;
-        Ok(Outcome::Generation(*generation))
+        Ok(Outcome::Generation(self.next_generation(volume, node)))
     }
 }
 

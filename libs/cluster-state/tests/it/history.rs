@@ -1,11 +1,16 @@
 //! Any history: ids are never reused, nothing leaks, rejections change nothing, replicas and snapshots agree.
 
-use fusefs_cluster_state::{ClusterState, Command, Outcome, SnapshotError, command::*, record::SweepRound};
+use fusefs_cluster_state::{
+    ClusterState, Command, Outcome, SnapshotError,
+    command::*,
+    record::{Session, SweepRound},
+};
 use fusefs_types::{cluster::*, *};
 use proptest::{collection::vec, prelude::*, sample::Index};
 use std::collections::BTreeSet;
 
 const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+const MOUNTERS: [&str; 3] = ["a", "b", "c"];
 
 /// A command whose ids are chosen when it is applied, from what exists then.
 #[derive(Clone, Debug)]
@@ -29,6 +34,10 @@ enum Gen {
     Told(Index, Index),
     Swept(Index, bool),
     Bump(Index),
+    Mounter(usize),
+    Publish { name: usize, node: usize, mode: u8, read_only: bool },
+    Unpublish(usize, usize),
+    OpenWith { name: usize, session: u128, attach: u64 },
 }
 
 fn gen_command() -> impl Strategy<Value = Gen> {
@@ -59,6 +68,12 @@ fn gen_command() -> impl Strategy<Value = Gen> {
         3 => (ix(), ix()).prop_map(|(s, p)| Gen::Told(s, p)),
         1 => (ix(), any::<bool>()).prop_map(|(s, b)| Gen::Swept(s, b)),
         1 => ix().prop_map(Gen::Bump),
+        2 => (0..3usize).prop_map(Gen::Mounter),
+        4 => (0..3usize, 0..3usize, 1..8u8, any::<bool>()).prop_map(|(name, node, mode, read_only)| Gen::Publish {
+            name, node, mode, read_only
+        }),
+        2 => (0..3usize, 0..4usize).prop_map(|(n, m)| Gen::Unpublish(n, m)),
+        2 => (0..3usize, 9..20u128, 0..5u64).prop_map(|(name, session, attach)| Gen::OpenWith { name, session, attach }),
     ]
 }
 
@@ -192,6 +207,30 @@ fn commands(s: &ClusterState, g: &Gen, at_ns: u64) -> Vec<Command> {
             Command::SweepDone((pick(s.sweeps().map(|x| x.session), i), round))
         }
         Gen::Bump(v) => Command::BumpAttach((volume(v), "node".into())),
+        Gen::Mounter(n) => Command::AddMounter((MOUNTERS[*n].into(), at_ns)),
+        Gen::Publish { name, node, mode, read_only } => Command::Publish(PublishSpec {
+            volume: NAMES[*name].into(),
+            part: String::new(),
+            node: MOUNTERS[*node].into(),
+            mode: AccessMode::from_code(*mode).unwrap(),
+            read_only: *read_only,
+        }),
+        Gen::Unpublish(n, m) => Command::Unpublish(Unpublish {
+            volume: NAMES[*n].into(),
+            part: String::new(),
+            node: MOUNTERS.get(*m).copied().unwrap_or_default().into(),
+            at_ns,
+        }),
+        Gen::OpenWith { name, session, attach } => Command::OpenSession(OpenSession {
+            volume: NAMES[*name].into(),
+            session: SessionId(*session),
+            resume: false,
+            mount: MountId(*session),
+            token: Token { attach: *attach, incarnation: Incarnation(1) },
+            client: "c".into(),
+            read_only: false,
+            at_ns,
+        }),
     }]
 }
 
@@ -229,6 +268,25 @@ impl Seen {
         }
         check_volumes(s);
         check_sessions(s);
+        check_publications(s);
+    }
+}
+
+/// A volume for one node is with one node, one node writes where one may, and a right that ends still has sessions.
+fn check_publications(s: &ClusterState) {
+    for p in s.publications() {
+        let others = || s.publications_of(p.volume).filter(|o| o.node != p.node);
+        assert!(s.volume(p.volume).is_some(), "a right to a volume that is gone");
+        assert!(others().all(|o| o.generation != p.generation), "a generation was given twice");
+        assert!(!p.mode.single_node() || others().next().is_none(), "two nodes have {p:?}");
+        let single = p.mode == AccessMode::MultiNodeSingleWriter && p.writer;
+        assert!(!(single && others().any(|o| o.mode == p.mode && o.writer)), "two nodes write {p:?}");
+        let open = |x: &&Session| x.volume == p.volume && x.token.attach == p.generation;
+        assert!(!p.ending || s.sessions().any(|x| open(&x)), "fenced and still there: {p:?}");
+    }
+    for x in s.sessions().filter(|x| x.token.attach != 0 && x.ending.is_none()) {
+        let mut rights = s.publications_of(x.volume);
+        assert!(rights.any(|p| p.generation == x.token.attach && !p.ending), "a session without its right: {x:?}");
     }
 }
 
@@ -277,8 +335,10 @@ fn check_step(before: &ClusterState, after: &ClusterState, command: &Command, ap
     }
     for old in before.sessions() {
         let Some(new) = after.session(old.id) else {
-            let ending =
-                matches!(command, Command::EndSession(_) | Command::SessionEnded(_) | Command::DeleteVolume(_));
+            let ending = matches!(
+                command,
+                Command::EndSession(_) | Command::SessionEnded(_) | Command::DeleteVolume(_) | Command::Unpublish(_)
+            );
             assert!(ending, "a session vanished: {command:?}");
             continue;
         };
@@ -372,8 +432,8 @@ proptest! {
 fn newer_snapshots_ask_for_an_upgrade() {
     let mut bytes = Vec::new();
     ClusterState::new().write_to(&mut bytes).unwrap();
-    bytes[4] = 2;
-    assert!(matches!(ClusterState::read_from(&mut &bytes[..]), Err(SnapshotError::UpgradeNeeded(2))));
+    bytes[4] = 3;
+    assert!(matches!(ClusterState::read_from(&mut &bytes[..]), Err(SnapshotError::UpgradeNeeded(3))));
 }
 
 /// The format on disk: a change of these numbers is a new version, not an edit.
@@ -421,5 +481,5 @@ fn the_format_is_pinned() {
     assert_eq!((bytes.len(), s.digest()), (SNAPSHOT_BYTES, SNAPSHOT_DIGEST));
 }
 
-const SNAPSHOT_BYTES: usize = 563;
-const SNAPSHOT_DIGEST: u64 = 9436502541047585488;
+const SNAPSHOT_BYTES: usize = 571;
+const SNAPSHOT_DIGEST: u64 = 14377813021985723600;

@@ -1,0 +1,130 @@
+//! Recovery: what was promised is made true again. At the start of the plugin, and now and then while it runs.
+
+use super::{
+    engine::{Event, Node},
+    model::VolumeId,
+    plan::{self, RepairPlan, View},
+    records::{Phase, VolumeRecords},
+};
+use crate::{Fault, Outcome};
+use std::{sync::Arc, time::Duration};
+use tokio::task::JoinSet;
+
+/// Volumes that are repaired at once.
+const PARALLEL: usize = 16;
+
+/// What a pass did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// Volumes with records.
+    pub volumes: usize,
+    /// Volumes that somebody else works on now.
+    pub busy: usize,
+    /// Volumes that could not be repaired.
+    pub failed: usize,
+}
+
+impl Node {
+    /// Looks at every recorded volume once. Volumes with a call in flight are left to that call.
+    pub async fn reconcile(self: &Arc<Node>) -> std::io::Result<Pass> {
+        let all = self.records.load_all()?;
+        let mut pass = Pass { volumes: all.len(), ..Pass::default() };
+        let mut running = JoinSet::new();
+        for volume in all.iter().filter_map(volume_of) {
+            if running.len() >= PARALLEL {
+                count(&mut pass, running.join_next().await);
+            }
+            let (node, volume) = (self.clone(), volume.clone());
+            running.spawn(async move {
+                let Ok(_busy) = node.enter(&volume) else { return None };
+                let repaired = node.repair(&volume).await;
+                if let Err(fault) = &repaired {
+                    node.events.tell(Event::Failed(volume, fault.message.clone()));
+                }
+                Some(repaired)
+            });
+        }
+        while let Some(done) = running.join_next().await {
+            count(&mut pass, Some(done));
+        }
+        Ok(pass)
+    }
+
+    /// [`Node::reconcile`] at once and then every `period`, until dropped.
+    pub async fn keep_reconciled(self: Arc<Node>, period: Duration) {
+        let mut ticks = tokio::time::interval(period);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.reconcile().await {
+                tracing::error!(%error, "the node's records cannot be read");
+            }
+        }
+    }
+
+    /// Repairs one volume; the caller has entered it.
+    pub(super) async fn repair(&self, volume: &VolumeId) -> Outcome<()> {
+        let records = self.load(volume)?;
+        let Some(stage) = &records.stage else { return Ok(()) };
+        let mounts = self.mounts()?;
+        let health = self.health(&mounts, &stage.staging).await;
+        match plan::repair(View { records: &records, mounts: &mounts, health }) {
+            RepairPlan::Leave => return Ok(()),
+            RepairPlan::Adopt => {}
+            RepairPlan::Foreign => {
+                let at = stage.staging.display();
+                return Err(Fault::precondition(format!("something that is not of this driver is mounted at {at}")));
+            }
+            RepairPlan::Remount { detach } => {
+                self.drop_dead_targets(&records)?;
+                self.mount(stage, detach).await?;
+                self.events.tell(Event::Remounted(volume.clone()));
+            }
+        }
+        self.rebind(volume).await
+    }
+
+    /// Forgets targets whose pod directory is gone with the pod.
+    fn drop_dead_targets(&self, records: &VolumeRecords) -> Outcome<()> {
+        for t in &records.targets {
+            if t.target.parent().is_some_and(|p| matches!(p.try_exists(), Ok(false))) {
+                let removed = self.records.remove_target(&t.volume, &t.target);
+                removed.map_err(|e| super::io_fault("removing the node's records", &e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces every promised target that does not show the mount; tries all before it answers.
+    pub(super) async fn rebind(&self, volume: &VolumeId) -> Outcome<()> {
+        let records = self.load(volume)?;
+        let mut result = Ok(());
+        for (target, decided) in plan::rebinds(&records, &self.mounts()?) {
+            let Some(record) = records.targets.iter().find(|t| t.target == target && t.phase == Phase::Made) else {
+                continue;
+            };
+            let bound = match decided {
+                Ok(decided) => self.bind(&record.request(), decided).await,
+                Err(fault) => Err(fault),
+            };
+            match bound {
+                Ok(()) => self.events.tell(Event::Rebound(volume.clone(), target)),
+                Err(fault) => result = Err(fault),
+            }
+        }
+        result
+    }
+}
+
+fn volume_of(records: &VolumeRecords) -> Option<&VolumeId> {
+    let of_target = || records.targets.first().map(|t| &t.volume);
+    records.stage.as_ref().map(|s| &s.volume).or_else(of_target)
+}
+
+fn count(pass: &mut Pass, done: Option<Result<Option<Outcome<()>>, tokio::task::JoinError>>) {
+    match done {
+        Some(Ok(Some(Ok(())))) | None => {}
+        Some(Ok(None)) => pass.busy += 1,
+        Some(Ok(Some(Err(_))) | Err(_)) => pass.failed += 1,
+    }
+}

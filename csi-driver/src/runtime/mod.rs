@@ -1,0 +1,59 @@
+//! How a volume gets mounted. Everything above this trait is the same for every runtime.
+
+mod process;
+
+pub use process::{ProcessRuntime, ProcessSettings};
+
+use crate::Outcome;
+use crate::node::options::MountOptions;
+use async_trait::async_trait;
+use std::{path::PathBuf, time::Duration};
+
+/// A mount that a runtime makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountSpec {
+    /// Stable short name made of the volume's id, for files of the runtime.
+    pub key: String,
+    /// Volume's name in the cluster.
+    pub name: String,
+    /// Where; an existing directory with nothing of ours on it.
+    pub staging: PathBuf,
+    /// Nobody may write.
+    pub read_only: bool,
+    /// Checked options.
+    pub options: MountOptions,
+    /// Attach generation that the controller gave out.
+    pub generation: u64,
+}
+
+/// How a mount ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unstaged {
+    /// Everything is in the object store and the session is closed.
+    Flushed,
+    /// Not in time: detached, and what is not in the store stays in the journal. The text says where.
+    Parked(String),
+}
+
+/// What a runtime knows about a mount without looking at the mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeStatus {
+    /// Its processes run.
+    Running,
+    /// It has none.
+    Absent,
+    /// It cannot say.
+    Unknown,
+}
+
+/// Makes and ends mounts. A mount's source is `fusefs#NAME`, and it outlives the plugin.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// Mounts. Returns when the mount is there and somebody serves it, or with a fault that is not final as long as work may
+    /// be under way.
+    async fn stage(&self, spec: &MountSpec) -> Outcome<()>;
+    /// Flushes and unmounts; after `patience` parks. Afterwards nothing of ours is mounted at the staging path.
+    async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged>;
+    /// Processes of the mount.
+    async fn status(&self, spec: &MountSpec) -> RuntimeStatus;
+}
