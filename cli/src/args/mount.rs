@@ -197,6 +197,14 @@ pub struct KeeperArgs {
     pub socket: PathBuf,
 }
 
+/// `fusefs fuse-pod`.
+#[derive(Debug, Args)]
+pub struct FusePodArgs {
+    /// Directory for the sockets of this mount's processes; the node plugin dials in there.
+    #[arg(long, value_name = "DIR")]
+    pub runtime: PathBuf,
+}
+
 /// `fusefs adopt` and `fusefs client`.
 #[derive(Debug, Args)]
 pub struct PartArgs {

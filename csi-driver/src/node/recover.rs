@@ -1,7 +1,7 @@
 //! Recovery: what was promised is made true again. At the start of the plugin, and now and then while it runs.
 
 use super::{
-    engine::{Event, Node},
+    engine::{Event, Node, spec},
     model::VolumeId,
     plan::{self, RepairPlan, View},
     records::{Phase, VolumeRecords},
@@ -66,6 +66,7 @@ impl Node {
     pub(super) async fn repair(&self, volume: &VolumeId) -> Outcome<()> {
         let records = self.load(volume)?;
         let Some(stage) = &records.stage else { return Ok(()) };
+        self.runtime.adopt(&spec(stage)).await?;
         let mounts = self.mounts()?;
         let health = self.health(&mounts, &stage.staging).await;
         match plan::repair(View { records: &records, mounts: &mounts, health }) {

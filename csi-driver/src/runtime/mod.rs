@@ -1,5 +1,6 @@
 //! How a volume gets mounted. Everything above this trait is the same for every runtime.
 
+pub mod pod;
 mod process;
 
 pub use process::{ProcessRuntime, ProcessSettings};
@@ -14,6 +15,8 @@ use std::{path::PathBuf, time::Duration};
 pub struct MountSpec {
     /// Stable short name made of the volume's id, for files of the runtime.
     pub key: String,
+    /// Volume's id as the orchestrator says it.
+    pub volume: String,
     /// Volume's name in the cluster.
     pub name: String,
     /// Where; an existing directory with nothing of ours on it.
@@ -52,6 +55,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Mounts. Returns when the mount is there and somebody serves it, or with a fault that is not final as long as work may
     /// be under way.
     async fn stage(&self, spec: &MountSpec) -> Outcome<()>;
+    /// Takes over a mount that an earlier plugin made and that still lives. Nothing to do where mounts look after
+    /// themselves, or where there is none.
+    async fn adopt(&self, _spec: &MountSpec) -> Outcome<()> {
+        Ok(())
+    }
     /// Flushes and unmounts; after `patience` parks. Afterwards nothing of ours is mounted at the staging path.
     async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged>;
     /// Processes of the mount.

@@ -126,7 +126,7 @@ fn runtime_root() -> PathBuf {
 }
 
 /// A directory for us alone, parents included; refused when somebody else owns it.
-fn make(path: &Path) -> io::Result<()> {
+pub(super) fn make(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let found = std::fs::symlink_metadata(path)?;
     if !found.is_dir() || found.uid() != geteuid().as_raw() {
