@@ -3,7 +3,8 @@
 mod mount;
 
 pub use mount::{
-    FusePodArgs, JournalCommand, KeeperArgs, MountArgs, MountOptions, PartArgs, RecoveryArg, UmountArgs, UpgradeArgs,
+    FusePodArgs, JournalCommand, KeeperArgs, MountArgs, MountOptions, MountdArgs, PartArgs, RecoveryArg, UmountArgs,
+    UpgradeArgs,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -60,6 +61,9 @@ pub enum Command {
     /// Serve a mount that the CSI node plugin makes and hands over (the process of a fuse pod).
     #[command(hide = true)]
     FusePod(FusePodArgs),
+    /// Serve all mounts of the CSI node plugin on this node from one daemon.
+    #[command(hide = true)]
+    Mountd(MountdArgs),
     /// Take a living mount over from its keeper (started by the keeper).
     #[command(hide = true)]
     Adopt(PartArgs),

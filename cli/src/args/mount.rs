@@ -205,6 +205,14 @@ pub struct FusePodArgs {
     pub runtime: PathBuf,
 }
 
+/// `fusefs mountd`.
+#[derive(Debug, Args)]
+pub struct MountdArgs {
+    /// Directory that the node plugin fills: one directory per volume to be served.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/fusefs-csi/hosts")]
+    pub hosts: PathBuf,
+}
+
 /// `fusefs adopt` and `fusefs client`.
 #[derive(Debug, Args)]
 pub struct PartArgs {

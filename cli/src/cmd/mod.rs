@@ -50,6 +50,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         #[cfg(target_os = "linux")]
         Command::FusePod(a) => pods::fuse_pod(&a, common_args(&cli.log, cli.log_json)).map(done),
         #[cfg(target_os = "linux")]
+        Command::Mountd(a) => pods::mountd(&a, &common_args(&cli.log, cli.log_json)).map(done),
+        #[cfg(target_os = "linux")]
         Command::Adopt(a) => parts::adopt(&a, common_args(&cli.log, cli.log_json)).map(done),
         #[cfg(target_os = "linux")]
         Command::Client(a) => parts::client(&a),

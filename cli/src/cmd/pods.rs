@@ -2,7 +2,7 @@
 
 use super::mount;
 use crate::{
-    args::{Cli, Command, FusePodArgs, KeeperArgs, MountArgs, RecoveryArg},
+    args::{Cli, Command, FusePodArgs, KeeperArgs, MountArgs, MountdArgs, RecoveryArg},
     cluster::components,
 };
 use anyhow::{Context, Result};
@@ -11,15 +11,15 @@ use clap::Parser;
 use fusefs_csi_driver::{
     Fault, Outcome,
     runtime::{
-        MountSpec,
-        pod::{MountMaker, MountOrder, PodFinder},
+        MountSpec, hosts,
+        pod::{MountMaker, MountOrder},
     },
 };
 use fusefs_fuse_client::{
     keeper::{server, sys},
     supervise,
 };
-use std::{ffi::OsString, io, path::PathBuf, time::Duration};
+use std::{ffi::OsString, io, time::Duration};
 
 /// Between two tries to listen while the directory does not belong to this user yet: the node plugin gives it away.
 const LISTEN_AGAIN: Duration = Duration::from_millis(200);
@@ -99,21 +99,17 @@ impl MountMaker for Maker {
     }
 }
 
-/// Pods without an API server: another orchestrator runs `fusefs fuse-pod` and writes the name of each one's directory
-/// into a file named after the volume.
-pub struct FilesFinder {
-    /// Directory of the files.
-    pub directory: PathBuf,
-}
-
-#[async_trait]
-impl PodFinder for FilesFinder {
-    async fn find(&self, volume: &str) -> Result<Option<String>, String> {
-        let name = volume.replace('/', "_");
-        match std::fs::read_to_string(self.directory.join(&name)) {
-            Ok(uid) => Ok(Some(uid.trim().to_owned())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(format!("{}: {e}", self.directory.join(&name).display())),
-        }
-    }
+/// Serves until SIGTERM or SIGINT.
+pub fn mountd(a: &MountdArgs, common: &[OsString]) -> Result<()> {
+    use nix::sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    };
+    sys::close_inherited();
+    let mut mask = SigSet::empty();
+    [Signal::SIGTERM, Signal::SIGINT].into_iter().for_each(|s| mask.add(s));
+    mask.thread_block()?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let stop = || matches!(signals.read_signal(), Ok(Some(_)));
+    hosts::serve(&a.hosts, &std::env::current_exe()?, common, stop).with_context(|| a.hosts.display().to_string())
 }

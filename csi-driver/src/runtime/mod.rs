@@ -1,5 +1,6 @@
 //! How a volume gets mounted. Everything above this trait is the same for every runtime.
 
+pub mod hosts;
 pub mod pod;
 mod process;
 

@@ -26,14 +26,13 @@ pub fn socket_path(uid: &str) -> Option<PathBuf> {
     })
 }
 
-/// Connects to the supervisor of a pod.
-pub fn dial(kubelet: &Path, uid: &str) -> io::Result<Channel> {
-    let path = socket_path(uid).ok_or_else(|| io::Error::other("the pod's uid is malformed"))?;
-    let base = open(kubelet, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+/// Connects to the socket at `path`, a relative path, below the directory `base`, which is trusted.
+pub fn dial(base: &Path, path: &Path) -> io::Result<Channel> {
+    let base = open(base, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    let socket: OwnedFd = openat2(&base, &path, how)?;
+    let socket: OwnedFd = openat2(&base, path, how)?;
     // The path of a pod's socket is longer than an address may be; this one is not.
     Channel::connect(Path::new(&format!("/proc/self/fd/{}", socket.as_raw_fd())))
 }
@@ -46,19 +45,20 @@ mod tests {
     #[test]
     fn a_pod_cannot_lead_us_elsewhere() {
         let dir = tempfile::tempdir().unwrap();
-        let uid = "9b2a0c1e-0000-4000-8000-000000000001";
-        let path = dir.path().join(socket_path(uid).unwrap());
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let path = socket_path("9b2a0c1e-0000-4000-8000-000000000001").unwrap();
+        let whole = dir.path().join(&path);
+        std::fs::create_dir_all(whole.parent().unwrap()).unwrap();
         let other = dir.path().join("other.sock");
         let _listener = sys::listener(&other).unwrap();
-        assert!(dial(dir.path(), uid).is_err(), "nothing there");
-        std::os::unix::fs::symlink(&other, &path).unwrap();
-        assert!(dial(dir.path(), uid).is_err(), "a link to another socket");
-        std::fs::remove_file(&path).unwrap();
-        std::fs::rename(&other, &path).unwrap();
-        assert!(dial(dir.path(), uid).is_ok());
+        assert!(dial(dir.path(), &path).is_err(), "nothing there");
+        std::os::unix::fs::symlink(&other, &whole).unwrap();
+        assert!(dial(dir.path(), &path).is_err(), "a link to another socket");
+        std::fs::remove_file(&whole).unwrap();
+        std::fs::rename(&other, &whole).unwrap();
+        assert!(dial(dir.path(), &path).is_ok());
+        assert!(dial(dir.path(), Path::new("../x.sock")).is_err());
         for bad in ["", "..", "a/b", "../../x", &"a".repeat(65)] {
-            assert!(dial(dir.path(), bad).is_err(), "{bad:?}");
+            assert_eq!(socket_path(bad), None, "{bad:?}");
         }
     }
 }

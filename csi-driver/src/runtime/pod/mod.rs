@@ -6,7 +6,7 @@ mod keeper;
 mod tend;
 
 pub use keeper::NodeKeeper;
-pub use tend::{PodFinder, State};
+pub use tend::{HostFinder, State};
 
 use super::{MountSpec, Runtime, RuntimeStatus, Unstaged};
 use crate::{
@@ -63,8 +63,8 @@ pub trait MountMaker: Send + Sync + 'static {
 /// Settings of the runtime.
 #[derive(Clone, Debug)]
 pub struct PodSettings {
-    /// Kubelet's directory, at the same path as on the node.
-    pub kubelet: PathBuf,
+    /// Directory above the sockets of those who serve: kubelet's, at the same path as on the node.
+    pub base: PathBuf,
     /// Journals go below it, one directory per volume.
     pub state_dir: PathBuf,
     /// How long NodeStageVolume waits for the pod and its client.
@@ -77,7 +77,7 @@ pub struct PodSettings {
 pub struct PodRuntime {
     settings: PodSettings,
     maker: Arc<dyn MountMaker>,
-    finder: Arc<dyn PodFinder>,
+    finder: Arc<dyn HostFinder>,
     keeper: NodeKeeper,
     tended: Mutex<HashMap<String, Arc<Tended>>>,
 }
@@ -87,7 +87,7 @@ impl PodRuntime {
     pub fn new(
         settings: PodSettings,
         maker: Arc<dyn MountMaker>,
-        finder: Arc<dyn PodFinder>,
+        finder: Arc<dyn HostFinder>,
         keeper: NodeKeeper,
     ) -> io::Result<Arc<PodRuntime>> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&settings.state_dir)?;
@@ -143,7 +143,7 @@ impl PodRuntime {
         let tended = Arc::new(Tended {
             key: spec.key.clone(),
             volume: spec.volume.clone(),
-            kubelet: self.settings.kubelet.clone(),
+            base: self.settings.base.clone(),
             journal_bytes,
             finder: self.finder.clone(),
             keeper: self.keeper.clone(),
@@ -227,9 +227,9 @@ impl PodRuntime {
             Ok(Err(error)) => tracing::warn!(%error, "the node keeper does not answer"),
             _ => {}
         }
-        let uid = self.finder.find(&spec.volume).await.ok().flatten()?;
-        let kubelet = self.settings.kubelet.clone();
-        let asked = tokio::task::spawn_blocking(move || dial::dial(&kubelet, &uid)?.all()).await;
+        let path = self.finder.find(&spec.volume).await.ok().flatten()?;
+        let base = self.settings.base.clone();
+        let asked = tokio::task::spawn_blocking(move || dial::dial(&base, &path)?.all()).await;
         asked.ok()?.ok().filter(|store| store.get(supervise::names::FUSE).is_some())
     }
 }
@@ -306,6 +306,7 @@ impl Runtime for PodRuntime {
             _ => (left("the flush did not end in time"), false),
         };
         self.let_go(&tended, clean);
+        self.finder.release(&spec.volume).await;
         Ok(answer)
     }
 

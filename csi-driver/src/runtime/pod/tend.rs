@@ -26,11 +26,14 @@ const LOOK_STARTING_MS: u16 = 20;
 /// The same for one that serves.
 const LOOK_SERVING_MS: u16 = 1_000;
 
-/// Finds the fuse pod of a volume on this node.
+/// Finds the process (`fusefs fuse-pod`) that serves a volume on this node.
 #[async_trait::async_trait]
-pub trait PodFinder: Send + Sync + 'static {
-    /// Its uid; None when there is none (yet). Errors are words for the orchestrator's user.
-    async fn find(&self, volume: &str) -> Result<Option<String>, String>;
+pub trait HostFinder: Send + Sync + 'static {
+    /// Path of its socket below [`super::PodSettings::base`]; None when there is none (yet). Errors are words for the
+    /// orchestrator's user.
+    async fn find(&self, volume: &str) -> Result<Option<PathBuf>, String>;
+    /// The volume's mount is over: nobody has to serve it any more.
+    async fn release(&self, _volume: &str) {}
 }
 
 /// How far the mount is.
@@ -50,9 +53,9 @@ pub enum State {
 pub(super) struct Tended {
     pub key: String,
     pub volume: String,
-    pub kubelet: PathBuf,
+    pub base: PathBuf,
     pub journal_bytes: u64,
-    pub finder: Arc<dyn PodFinder>,
+    pub finder: Arc<dyn HostFinder>,
     pub keeper: NodeKeeper,
     pub runtime: tokio::runtime::Handle,
     /// None once the mount is over: every fd of this process is closed then.
@@ -65,9 +68,9 @@ pub(super) struct Tended {
 impl Tended {
     /// Runs until the mount has ended.
     pub fn run(self: Arc<Tended>) {
-        let (mut uid, mut asked) = (None::<String>, None::<Instant>);
+        let (mut path, mut asked) = (None::<PathBuf>, None::<Instant>);
         while !self.over() {
-            let reached = uid.as_deref().map(|uid| dial::dial(&self.kubelet, uid));
+            let reached = path.as_deref().map(|path| dial::dial(&self.base, path));
             match reached {
                 Some(Ok(host)) => {
                     if let Err(error) = self.attend(&host) {
@@ -77,7 +80,7 @@ impl Tended {
                 }
                 _ if asked.is_none_or(|at| at.elapsed() >= ASK_AGAIN) => {
                     asked = Some(Instant::now());
-                    uid = self.ask();
+                    path = self.ask();
                 }
                 _ => std::thread::sleep(RETRY), // nothing tells when a container's socket is there
             }
@@ -101,12 +104,12 @@ impl Tended {
         }
     }
 
-    fn ask(&self) -> Option<String> {
+    fn ask(&self) -> Option<PathBuf> {
         let found = self.runtime.block_on(self.finder.find(&self.volume));
         let why = match found {
-            Ok(Some(uid)) => {
-                self.say(format!("fuse pod {uid} does not answer yet"));
-                return Some(uid);
+            Ok(Some(path)) => {
+                self.say(format!("its fuse pod does not answer yet at {}", path.display()));
+                return Some(path);
             }
             Ok(None) => "its fuse pod is not there yet".to_owned(),
             Err(why) => why,
