@@ -15,6 +15,7 @@ op() { # op NAME COMMAND ...
 }
 line() { printf '%d %s\n' "$n" $PAD; }
 append() { line >>"$1"; }
+keep_open() { exec 3>>"$D/held.$gen"; }
 hold() { line >&3; }
 create() { local rc=0; set -C; line >"$D/new.$n" || rc=1; set +C; return $rc; }
 rename() { mv "$D/new.$n" "$D/moved.$n"; }
@@ -52,7 +53,7 @@ while [ -e $S/synced.$gen ]; do
 done
 echo 0 >$S/synced.$gen
 if [ -e /data/exclusive ] && [ "$(cat /data/exclusive)" != "${PEER:-}" ]; then rm -f /data/exclusive; fi
-op open exec 3>>"$D/held.$gen"
+op open keep_open
 rm -f "$D/log.$gen" "$D"/new.* "$D"/moved.*
 exec 9<> <(:)
 echo "BEGIN gen=$gen verified=$total"
