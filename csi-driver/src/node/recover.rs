@@ -3,6 +3,7 @@
 use super::{
     engine::{Event, Node, spec},
     model::VolumeId,
+    paths::hashed,
     plan::{self, RepairPlan, View},
     records::{Phase, VolumeRecords},
 };
@@ -47,6 +48,10 @@ impl Node {
         while let Some(done) = running.join_next().await {
             count(&mut pass, Some(done));
         }
+        // Read again: what was staged meanwhile is wanted, too.
+        let all = self.records.load_all()?;
+        let wanted = all.iter().filter_map(volume_of).map(|v| hashed(v.as_str().as_bytes())).collect();
+        self.runtime.collect(&wanted).await;
         Ok(pass)
     }
 

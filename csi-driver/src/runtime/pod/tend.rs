@@ -9,6 +9,7 @@ use fusefs_fuse_client::{
 use nix::poll::PollFlags;
 use parking_lot::Mutex;
 use std::{
+    collections::BTreeSet,
     io,
     os::fd::AsFd,
     path::PathBuf,
@@ -34,6 +35,8 @@ pub trait HostFinder: Send + Sync + 'static {
     async fn find(&self, volume: &str) -> Result<Option<PathBuf>, String>;
     /// The volume's mount is over: nobody has to serve it any more.
     async fn release(&self, _volume: &str) {}
+    /// As [`super::super::Runtime::collect`].
+    async fn collect(&self, _wanted: &BTreeSet<String>) {}
 }
 
 /// How far the mount is.
