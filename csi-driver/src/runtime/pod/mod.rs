@@ -26,7 +26,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 use tend::Tended;
@@ -160,6 +160,7 @@ impl PodRuntime {
             held: Mutex::new(Some(held)),
             state,
             ending: false.into(),
+            bell: fusefs_fuse_client::keeper::sys::pair().map_err(|e| io_fault("making a pipe", &e))?,
         });
         self.tended.lock().insert(spec.key.clone(), tended.clone());
         let worker = tended.clone();
@@ -304,7 +305,7 @@ impl Runtime for PodRuntime {
             return Ok(Unstaged::Parked("nobody served the mount".into()));
         };
         let deadline = tokio::time::Instant::now() + patience;
-        tended.ending.store(true, Ordering::Release);
+        tended.expect_end();
         if !self.umount(&spec.staging, false, patience).await? {
             self.detach(&spec.staging).await?;
         }
