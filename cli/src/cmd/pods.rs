@@ -3,7 +3,7 @@
 use super::mount;
 use crate::{
     args::{Cli, Command, FusePodArgs, KeeperArgs, MountArgs, MountdArgs, RecoveryArg},
-    cluster::components,
+    cluster::{components, credential},
 };
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ use fusefs_fuse_client::{
     keeper::{server, sys},
     supervise,
 };
-use std::{ffi::OsString, io, time::Duration};
+use std::{ffi::OsString, io, path::PathBuf, time::Duration};
 
 /// Between two tries to listen while the directory does not belong to this user yet: the node plugin gives it away.
 const LISTEN_AGAIN: Duration = Duration::from_millis(200);
@@ -60,6 +60,20 @@ pub struct Maker {
 pub trait Credentials: Send + Sync + 'static {
     /// A secret.
     async fn of(&self, spec: &MountSpec) -> Outcome<Vec<u8>>;
+}
+
+/// The cluster's token for every mount.
+pub struct ClusterCredential {
+    /// File with it; None = the cluster has none.
+    pub token_file: Option<PathBuf>,
+}
+
+#[async_trait]
+impl Credentials for ClusterCredential {
+    async fn of(&self, _: &MountSpec) -> Outcome<Vec<u8>> {
+        let read = credential(self.token_file.as_deref());
+        read.map(|c| c.to_vec()).map_err(|e| Fault::unavailable(format!("{e:#}")))
+    }
 }
 
 impl Maker {

@@ -8,14 +8,16 @@ use super::pod::{HostFinder, dial::SOCKET};
 use crate::node::paths::hashed;
 use async_trait::async_trait;
 use nix::unistd::{Gid, Uid, chown};
+use parking_lot::Mutex;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fs::DirBuilder,
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -26,18 +28,24 @@ const STEADY: Duration = Duration::from_secs(1);
 /// See [`STEADY`].
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// The plugin's side.
+/// The plugin's side. The name of a volume's directory is the volume's [`super::MountSpec::key`].
 #[derive(Clone, Debug)]
 pub struct HostDirs {
     root: PathBuf,
     owner: (Uid, Gid),
+    /// Directories that nobody wanted the last time.
+    unwanted: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl HostDirs {
     /// Makes the directory (0711) and gives what is in it to the daemon's user.
     pub fn new(root: &Path, owner: (u32, u32)) -> io::Result<HostDirs> {
         DirBuilder::new().recursive(true).mode(0o711).create(root)?;
-        Ok(HostDirs { root: root.to_owned(), owner: (Uid::from_raw(owner.0), Gid::from_raw(owner.1)) })
+        Ok(HostDirs {
+            root: root.to_owned(),
+            owner: (Uid::from_raw(owner.0), Gid::from_raw(owner.1)),
+            unwanted: Arc::default(),
+        })
     }
 }
 
@@ -56,7 +64,21 @@ impl HostFinder for HostDirs {
     }
 
     async fn release(&self, volume: &str) {
-        let dir = self.root.join(hashed(volume.as_bytes()));
+        self.remove(&hashed(volume.as_bytes()));
+    }
+
+    async fn collect(&self, wanted: &BTreeSet<String>) {
+        let there = names(&self.root).unwrap_or_default(); // there is another time
+        let there = there.into_iter().filter_map(|n| n.into_string().ok());
+        let unwanted: BTreeSet<String> = there.filter(|n| !wanted.contains(n)).collect();
+        let before = std::mem::replace(&mut *self.unwanted.lock(), unwanted.clone());
+        unwanted.intersection(&before).for_each(|name| self.remove(name));
+    }
+}
+
+impl HostDirs {
+    fn remove(&self, name: &str) {
+        let dir = self.root.join(name);
         if let Err(error) = std::fs::remove_dir_all(&dir) {
             tracing::warn!(%error, dir = %dir.display(), "the process that served a volume stays");
         }

@@ -9,7 +9,7 @@ pub use process::{ProcessRuntime, ProcessSettings};
 use crate::Outcome;
 use crate::node::options::MountOptions;
 use async_trait::async_trait;
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 /// A mount that a runtime makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +63,9 @@ pub trait Runtime: Send + Sync + 'static {
     }
     /// Flushes and unmounts; after `patience` parks. Afterwards nothing of ours is mounted at the staging path.
     async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged>;
+    /// Lets go what this runtime has of volumes that are not `wanted` (their [`MountSpec::key`]s): what a plugin that was
+    /// killed in the middle has left. Only what was unwanted the last time, too, so that nothing races a stage.
+    async fn collect(&self, _wanted: &BTreeSet<String>) {}
     /// Processes of the mount.
     async fn status(&self, spec: &MountSpec) -> RuntimeStatus;
 }

@@ -169,6 +169,8 @@ impl Held {
     /// Removes an empty journal after the mount's end. `Held` is dropped with it: nothing keeps the mount.
     pub fn forget(self) {
         journal::remove(&self.state);
+        let _ = std::fs::remove_file(self.state.join(dirs::LOCK));
+        let _ = std::fs::remove_dir(&self.state); // something else may be in it
     }
 }
 

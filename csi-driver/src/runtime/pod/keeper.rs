@@ -3,9 +3,10 @@
 
 use fusefs_fuse_client::{
     keeper::{Channel, Store},
-    supervise::Held,
+    supervise::{Held, SHARED_NAME_SEPARATOR},
 };
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
 };
@@ -35,6 +36,13 @@ impl NodeKeeper {
     /// What it has of a mount.
     pub fn items(&self, key: &str) -> io::Result<Store> {
         self.connect()?.map_or_else(|| Ok(Store::default()), |channel| Held::shared_items(&channel, key))
+    }
+
+    /// Keys of all mounts that it has something of.
+    pub fn keys(&self) -> io::Result<BTreeSet<String>> {
+        let names = self.connect()?.map_or_else(|| Ok(Vec::new()), |channel| channel.list_all())?;
+        let key = |n: &String| n.split_once(SHARED_NAME_SEPARATOR).map(|(key, _)| key.to_owned());
+        Ok(names.iter().filter_map(key).collect())
     }
 
     /// Makes it let a mount go.

@@ -21,12 +21,12 @@ use fusefs_fuse_client::{
 };
 use parking_lot::Mutex;
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 use tend::Tended;
@@ -80,6 +80,8 @@ pub struct PodRuntime {
     finder: Arc<dyn HostFinder>,
     keeper: NodeKeeper,
     tended: Mutex<HashMap<String, Arc<Tended>>>,
+    /// Keys at the node keeper that nobody wanted the last time.
+    unwanted: Mutex<BTreeSet<String>>,
 }
 
 impl PodRuntime {
@@ -91,7 +93,14 @@ impl PodRuntime {
         keeper: NodeKeeper,
     ) -> io::Result<Arc<PodRuntime>> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&settings.state_dir)?;
-        let runtime = Arc::new(PodRuntime { settings, maker, finder, keeper, tended: Mutex::default() });
+        let runtime = Arc::new(PodRuntime {
+            settings,
+            maker,
+            finder,
+            keeper,
+            tended: Mutex::default(),
+            unwanted: Mutex::default(),
+        });
         let watched = Arc::downgrade(&runtime);
         std::thread::Builder::new().name("node-keeper".into()).spawn(move || {
             let mut link = None;
@@ -151,6 +160,7 @@ impl PodRuntime {
             held: Mutex::new(Some(held)),
             state,
             ending: false.into(),
+            bell: fusefs_fuse_client::keeper::sys::pair().map_err(|e| io_fault("making a pipe", &e))?,
         });
         self.tended.lock().insert(spec.key.clone(), tended.clone());
         let worker = tended.clone();
@@ -234,6 +244,11 @@ impl PodRuntime {
     }
 }
 
+fn alive(store: &Store) -> bool {
+    use fusefs_fuse_client::keeper::sys;
+    store.fd(supervise::names::FUSE).is_some_and(|fd| !sys::connection_gone(fd))
+}
+
 fn is_mounted(staging: &Path) -> Outcome<bool> {
     let mounts = Mounts::read().map_err(|e| io_fault("reading mountinfo", &e))?;
     Ok(mounts.top(staging).is_some_and(crate::node::plan::ours))
@@ -290,7 +305,7 @@ impl Runtime for PodRuntime {
             return Ok(Unstaged::Parked("nobody served the mount".into()));
         };
         let deadline = tokio::time::Instant::now() + patience;
-        tended.ending.store(true, Ordering::Release);
+        tended.expect_end();
         if !self.umount(&spec.staging, false, patience).await? {
             self.detach(&spec.staging).await?;
         }
@@ -308,6 +323,27 @@ impl Runtime for PodRuntime {
         self.let_go(&tended, clean);
         self.finder.release(&spec.volume).await;
         Ok(answer)
+    }
+
+    async fn collect(&self, wanted: &BTreeSet<String>) {
+        let keeper = self.keeper.clone();
+        let kept = tokio::task::spawn_blocking(move || keeper.keys()).await;
+        let Ok(Ok(kept)) = kept else { return }; // away; there is another time
+        let here: BTreeSet<String> = self.tended.lock().keys().cloned().collect();
+        let unwanted: BTreeSet<String> =
+            kept.into_iter().filter(|k| !wanted.contains(k) && !here.contains(k)).collect();
+        let before = std::mem::replace(&mut *self.unwanted.lock(), unwanted.clone());
+        for key in unwanted.intersection(&before) {
+            // A living one may be somebody's whose record was lost.
+            if self.keeper.items(key).is_ok_and(|store| alive(&store)) {
+                continue;
+            }
+            tracing::warn!(key, "the node keeper holds a mount that nobody wants; it lets go");
+            if let Err(error) = self.keeper.forget(key) {
+                tracing::warn!(%error, "the node keeper does not answer");
+            }
+        }
+        self.finder.collect(wanted).await;
     }
 
     async fn status(&self, spec: &MountSpec) -> RuntimeStatus {

@@ -6,13 +6,17 @@ use fusefs_fuse_client::{
     keeper::{Channel, sys},
     supervise::{ClientRecord, Held, Outcome, Phase, names},
 };
-use nix::poll::PollFlags;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 use std::{
+    collections::BTreeSet,
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
@@ -34,6 +38,8 @@ pub trait HostFinder: Send + Sync + 'static {
     async fn find(&self, volume: &str) -> Result<Option<PathBuf>, String>;
     /// The volume's mount is over: nobody has to serve it any more.
     async fn release(&self, _volume: &str) {}
+    /// As [`super::super::Runtime::collect`].
+    async fn collect(&self, _wanted: &BTreeSet<String>) {}
 }
 
 /// How far the mount is.
@@ -62,10 +68,20 @@ pub(super) struct Tended {
     pub held: Mutex<Option<Held>>,
     pub state: watch::Sender<State>,
     /// An unmount is under way: when the connection ends, the outcome is waited for.
-    pub ending: std::sync::atomic::AtomicBool,
+    pub ending: AtomicBool,
+    /// Both ends of a pipe of ours; something in it wakes the thread.
+    pub bell: (OwnedFd, OwnedFd),
 }
 
 impl Tended {
+    /// From now on the mount's end is expected, and looked for.
+    pub fn expect_end(&self) {
+        self.ending.store(true, Ordering::Release);
+        if let Err(error) = sys::send(self.bell.0.as_fd(), &[1], &[]) {
+            tracing::debug!(%error, "the bell");
+        }
+    }
+
     /// Runs until the mount has ended.
     pub fn run(self: Arc<Tended>) {
         let (mut path, mut asked) = (None::<PathBuf>, None::<Instant>);
@@ -95,7 +111,7 @@ impl Tended {
         match &*held {
             None => true,
             // Nobody can serve it any more, and nobody waits for a last flush.
-            Some(h) if !h.alive() && !self.ending.load(std::sync::atomic::Ordering::Acquire) => {
+            Some(h) if !h.alive() && !self.ending.load(Ordering::Acquire) => {
                 *held = None;
                 self.state.send_replace(State::Waiting("the mount is gone".into()));
                 true
@@ -145,12 +161,14 @@ impl Tended {
                 return Ok(());
             }
             let wait = if serving { LOOK_SERVING_MS } else { LOOK_STARTING_MS };
-            let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+            let mut fds = [self.bell.1.as_fd(), host.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            poll(&mut fds, PollTimeout::from(wait))?;
             // Nothing is ever sent unasked: readable means the end, too.
-            if sys::readiness(host.as_fd(), PollFlags::POLLIN, wait)
-                .is_some_and(|f| f.intersects(gone | PollFlags::POLLIN))
-            {
+            if fds[1].revents().is_some_and(|f| !f.is_empty()) {
                 return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            if fds[0].revents().is_some_and(|f| !f.is_empty()) {
+                sys::receive(self.bell.1.as_fd(), &mut [0; 8])?;
             }
         }
     }
@@ -169,7 +187,7 @@ impl Tended {
         {
             tracing::warn!(%error, "the node keeper does not answer");
         }
-        let ending = self.ending.load(std::sync::atomic::Ordering::Acquire);
+        let ending = self.ending.load(Ordering::Acquire);
         match phase {
             Some(Phase::Serving) => self.state.send_if_modified(|s| {
                 *s != State::Serving && {
