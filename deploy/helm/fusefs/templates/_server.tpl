@@ -247,6 +247,7 @@ spec:
         name: data
         labels:
           {{- include "fusefs.selector" $ids | nindent 10 }}
+          app.kubernetes.io/part-of: fusefs
       spec:
         accessModes:
           {{- toYaml $v.storage.accessModes | nindent 10 }}
