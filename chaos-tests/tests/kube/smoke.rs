@@ -3,38 +3,52 @@
 use super::suite::{PATIENCE, Run};
 use anyhow::{Context, Result, ensure};
 use fusefs_chaos_tests::kube::{
-    App, Part, Release, Use,
+    App, Part, Use,
     apps::claim,
     cluster::{APPS, FUSE, name, text, until},
 };
 
-/// The whole smoke.
-pub fn run(run: &mut Run<'_>, _: &mut Release<'_>) -> Result<()> {
+/// The claim that both pods use.
+pub const CLAIM: &str = "shared";
+
+/// A claim and a pod on each node.
+pub fn start<'a>(run: &mut Run<'a>) -> Result<(App<'a>, App<'a>)> {
     let c = run.cluster;
     run.step("claim, pods on both nodes");
-    c.apply_json(&claim("shared", "fusefs", "ReadWriteMany", "1Gi"))?;
-    let volume = Use { claim: "shared".into(), ..Use::default() };
-    let (n1, n2) = (c.nodes[0].as_str(), c.nodes[1].as_str());
-    let a = App::start(c, "app-a", n1, &volume, "app-b")?;
-    let b = App::start(c, "app-b", n2, &volume, "app-a")?;
-    let first = a.works(PATIENCE)?.max(b.works(PATIENCE)?);
-    let apps = [&a, &b];
-    run.fault("none", &apps, |_| Ok(format!("first verified I/O on both nodes {:.1} s after the claim", first.as_secs_f64())))?;
+    c.apply_json(&claim(CLAIM, "fusefs", "ReadWriteMany", "1Gi"))?;
+    let volume = Use { claim: CLAIM.into(), ..Use::default() };
+    let began = std::time::Instant::now();
+    let a = App::start(c, "app-a", &c.nodes[0], &volume, "app-b")?;
+    let b = App::start(c, "app-b", &c.nodes[1], &volume, "app-a")?;
+    a.works(PATIENCE)?;
+    b.works(PATIENCE)?;
+    let first = began.elapsed().as_secs_f64();
+    run.fault("none", &[&a, &b], |_| Ok(format!("first verified I/O on both nodes {first:.1} s after the claim")))?;
+    Ok((a, b))
+}
+
+/// Each kill once, on the node of the second pod.
+pub fn kills<'a>(run: &mut Run<'a>, a: &App<'a>, b: &App<'a>) -> Result<()> {
+    let apps = [a, b];
     for parts in [[Part::Plugin], [Part::Keeper], [Part::Worker], [Part::Supervisor]] {
-        run.kill(n2, &parts, &apps)?;
+        run.kill(&b.node, &parts, &apps)?;
     }
-    if c.settings.runtime == "pod" {
-        run.fault("deletion of the fuse pod", &apps, |r| delete_fuse_pod(r, &b.node))?;
+    if run.cluster.settings.runtime == "pod" {
+        run.fault("deletion of the fuse pod", &apps, |r| delete_fuse_pods(r, &b.node))?;
     } else {
-        run.kill(n2, &[Part::Mountd], &apps)?;
+        run.kill(&b.node, &[Part::Mountd], &apps)?;
     }
-    let driver = controller_node(run)?;
-    run.kill(&driver, &[Part::Controller], &apps)?;
-    run.total_loss(&b, &[&a])?;
+    let node = controller_node(run)?;
+    run.kill(&node, &[Part::Controller], &apps)
+}
+
+/// Deletes pods and claim.
+pub fn end(run: &Run<'_>, apps: &[&App<'_>]) -> Result<()> {
     run.step("deletion");
-    a.delete()?;
-    b.delete()?;
-    c.delete("persistentvolumeclaim", APPS, "shared")
+    for app in apps {
+        app.delete()?;
+    }
+    run.cluster.delete("persistentvolumeclaim", APPS, CLAIM)
 }
 
 /// A node on which a controller runs.
@@ -48,7 +62,7 @@ pub fn controller_node(run: &Run<'_>) -> Result<String> {
 }
 
 /// Deletes the fuse pods of a node and waits for others.
-pub fn delete_fuse_pod(run: &mut Run<'_>, node: &str) -> Result<String> {
+pub fn delete_fuse_pods(run: &mut Run<'_>, node: &str) -> Result<String> {
     let c = run.cluster;
     let here = |c: &fusefs_chaos_tests::kube::Cluster| -> Result<Vec<(String, String, bool)>> {
         let pods = c.list("pods", Some(FUSE), "")?;

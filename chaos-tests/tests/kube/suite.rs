@@ -49,11 +49,7 @@ fn run(settings: Settings) -> Result<()> {
     let mut release = Release::install(&cluster, &agent)?;
     println!("installed after {:.0} s", began.elapsed().as_secs_f64());
     let mut run = Run { cluster: &cluster, agent, table: Table::default(), began };
-    let result = smoke::run(&mut run, &mut release)
-        .and_then(|()| if cluster.settings.full { full::run(&mut run, &mut release) } else { Ok(()) });
-    if result.is_ok() {
-        run.leftovers(&release)?;
-    }
+    let result = steps(&mut run, &mut release);
     println!("\n{}", run.table.markdown());
     result?;
     if !cluster.settings.keep {
@@ -63,6 +59,17 @@ fn run(settings: Settings) -> Result<()> {
     println!("csi_kube: all of it in {:.0} s", began.elapsed().as_secs_f64());
     ensure!(run.table.errors() == 0, "{} operations of applications failed", run.table.errors());
     Ok(())
+}
+
+fn steps<'a>(run: &mut Run<'a>, release: &mut Release<'a>) -> Result<()> {
+    let (a, b) = smoke::start(run)?;
+    smoke::kills(run, &a, &b)?;
+    run.total_loss(&b, &[&a])?;
+    if run.cluster.settings.full {
+        full::run(run, release, &a, &b)?;
+    }
+    smoke::end(run, &[&a, &b])?;
+    run.leftovers(release)
 }
 
 /// What every step needs.
