@@ -168,7 +168,9 @@ impl<'a> Agent<'a> {
         let table = self.sh(node, "cat /proc/1/mountinfo")?;
         let mut points: Vec<String> = table
             .lines()
-            .filter(|l| l.split_once(" - ").is_some_and(|(_, after)| after.starts_with("fuse") && after.contains("fusefs")))
+            .filter(|l| {
+                l.split_once(" - ").is_some_and(|(_, after)| after.starts_with("fuse") && after.contains("fusefs"))
+            })
             .filter_map(|l| l.split(' ').nth(4).map(str::to_owned))
             .collect();
         points.sort();

@@ -164,12 +164,9 @@ pub fn driver_volumes(cluster: &Cluster) -> Result<Vec<String>> {
         .map(|v| format!("pv {}", super::cluster::name(v)))
         .collect();
     let attachments = cluster.list("volumeattachments", None, "")?;
-    left.extend(
-        attachments
-            .iter()
-            .filter(|a| a["spec"]["attacher"] == "csi.fusefs.io")
-            .map(|a| format!("attachment of {} to {}", a["spec"]["source"]["persistentVolumeName"], a["spec"]["nodeName"])),
-    );
+    left.extend(attachments.iter().filter(|a| a["spec"]["attacher"] == "csi.fusefs.io").map(|a| {
+        format!("attachment of {} to {}", a["spec"]["source"]["persistentVolumeName"], a["spec"]["nodeName"])
+    }));
     Ok(left)
 }
 

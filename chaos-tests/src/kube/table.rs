@@ -20,14 +20,7 @@ pub struct Table {
 impl Table {
     /// Adds a line and prints it.
     pub fn add(&mut self, fault: &str, times: usize, errors: usize, longest: (Duration, String), note: &str) {
-        let row = Row {
-            fault: fault.into(),
-            times,
-            errors,
-            pause: longest.0,
-            op: longest.1,
-            note: note.into(),
-        };
+        let row = Row { fault: fault.into(), times, errors, pause: longest.0, op: longest.1, note: note.into() };
         println!("{}", line(&row));
         self.rows.push(row);
     }
@@ -39,7 +32,8 @@ impl Table {
 
     /// As Markdown.
     pub fn markdown(&self) -> String {
-        let mut out = String::from("| fault | times | application errors | longest operation | |\n|---|--:|--:|--:|---|\n");
+        let mut out =
+            String::from("| fault | times | application errors | longest operation | |\n|---|--:|--:|--:|---|\n");
         for row in &self.rows {
             out.push_str(&line(row));
             out.push('\n');

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 /// Pods that are created and deleted on one volume, and how many at a time.
 const PODS: usize = 200;
 const BATCH: usize = 20;
-const WRITE: &str = "set -e; echo $HOSTNAME >/data/$HOSTNAME; sync /data/$HOSTNAME; [ $(cat /data/$HOSTNAME) = $HOSTNAME ]";
+const WRITE: &str =
+    "set -e; echo $HOSTNAME >/data/$HOSTNAME; sync /data/$HOSTNAME; [ $(cat /data/$HOSTNAME) = $HOSTNAME ]";
 
 /// All of it, while the two applications work.
 pub fn run<'a>(run: &mut Run<'a>, release: &mut Release<'a>, a: &App<'a>, b: &App<'a>) -> Result<()> {
@@ -95,9 +96,13 @@ fn expand(c: &Cluster, b: &App<'_>) -> Result<String> {
 fn kinds(r: &mut Run<'_>) -> Result<String> {
     let c = r.cluster;
     let shared = Use { claim: CLAIM.into(), ..Use::default() };
-    let mut read_only = pod(c, "ro", &c.nodes[1], &shared, &command(
-        "[ -s /data/app-a/log.0 ] || exit 2; ! : 2>/tmp/e >/data/x || exit 3; grep -q Read-only /tmp/e",
-    ));
+    let mut read_only = pod(
+        c,
+        "ro",
+        &c.nodes[1],
+        &shared,
+        &command("[ -s /data/app-a/log.0 ] || exit 2; ! : 2>/tmp/e >/data/x || exit 3; grep -q Read-only /tmp/e"),
+    );
     read_only["spec"]["restartPolicy"] = json!("Never");
     read_only["spec"]["volumes"][0]["persistentVolumeClaim"]["readOnly"] = json!(true);
     c.apply_json(&read_only)?;

@@ -35,7 +35,7 @@ pub fn main() -> ExitCode {
     match run(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            println!("csi_kube FAILED: {e:?}");
+            println!("csi_kube FAILED: {e:#}");
             ExitCode::FAILURE
         }
     }
@@ -44,7 +44,10 @@ pub fn main() -> ExitCode {
 fn run(settings: Settings) -> Result<()> {
     let began = Instant::now();
     let cluster = Cluster::connect(settings)?;
-    println!("csi_kube: nodes {:?}, runtime {}, image {}", cluster.nodes, cluster.settings.runtime, cluster.settings.image);
+    println!(
+        "csi_kube: nodes {:?}, runtime {}, image {}",
+        cluster.nodes, cluster.settings.runtime, cluster.settings.image
+    );
     let agent = Agent::start(&cluster)?;
     let mut release = Release::install(&cluster, &agent)?;
     println!("installed after {:.0} s", began.elapsed().as_secs_f64());
