@@ -128,7 +128,11 @@ impl Bench {
             volume: VolumeId::parse("vol-a").unwrap(),
             name: "vol-a".into(),
             staging: self.root.join("stage"),
-            capability: Capability { mode: AccessMode::MultiNodeMultiWriter, options: MountOptions::default() },
+            capability: Capability {
+                mode: AccessMode::MultiNodeMultiWriter,
+                options: MountOptions::default(),
+                group: None,
+            },
             generation: 0,
         }
     }
