@@ -1,8 +1,9 @@
 //! Recovery: what was promised is made true again. At the start of the plugin, and now and then while it runs.
 
 use super::{
-    engine::{Event, Node},
+    engine::{Event, Node, spec},
     model::VolumeId,
+    paths::hashed,
     plan::{self, RepairPlan, View},
     records::{Phase, VolumeRecords},
 };
@@ -47,6 +48,8 @@ impl Node {
         while let Some(done) = running.join_next().await {
             count(&mut pass, Some(done));
         }
+        let known = all.iter().filter_map(volume_of).map(|v| hashed(v.as_str().as_bytes())).collect();
+        self.runtime.collect(&known).await;
         Ok(pass)
     }
 
@@ -72,7 +75,7 @@ impl Node {
         self.drop_dead_targets(&records)?;
         match decided {
             RepairPlan::Leave => return Ok(()),
-            RepairPlan::Adopt => {}
+            RepairPlan::Adopt => self.runtime.refresh(&spec(stage)).await,
             RepairPlan::Foreign => {
                 let at = stage.staging.display();
                 return Err(Fault::precondition(format!("something that is not of this driver is mounted at {at}")));

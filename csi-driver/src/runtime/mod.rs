@@ -1,13 +1,15 @@
 //! How a volume gets mounted. Everything above this trait is the same for every runtime.
 
 mod process;
+mod tokens;
 
 pub use process::{ProcessRuntime, ProcessSettings};
+pub use tokens::MountTokens;
 
 use crate::Outcome;
 use crate::node::options::MountOptions;
 use async_trait::async_trait;
-use std::{path::PathBuf, time::Duration};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 /// A mount that a runtime makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +56,11 @@ pub trait Runtime: Send + Sync + 'static {
     async fn stage(&self, spec: &MountSpec) -> Outcome<()>;
     /// Flushes and unmounts; after `patience` parks. Afterwards nothing of ours is mounted at the staging path.
     async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged>;
+    /// Called from time to time while a mount is in use: what it needs beside its processes is kept fresh.
+    async fn refresh(&self, _spec: &MountSpec) {}
+    /// Called from time to time: what belongs to none of these volumes ([`MountSpec::key`]) and holds no data goes. A key
+    /// may be missing that a call is just about to record.
+    async fn collect(&self, _known: &HashSet<String>) {}
     /// Processes of the mount.
     async fn status(&self, spec: &MountSpec) -> RuntimeStatus;
 }

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use fusefs_csi_driver::{
     Cluster, Masters,
     node::{Node, NodeService, NodeSettings, announce::keep_announced, engine::LogEvents, helper::Helpers},
-    runtime::{ProcessRuntime, ProcessSettings, Runtime},
+    runtime::{MountTokens, ProcessRuntime, ProcessSettings, Runtime},
     valid::NodeName,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -76,7 +76,7 @@ impl NodeArgs {
         settings
     }
 
-    fn runtime(&self, cluster: &ClusterArgs) -> Result<Arc<dyn Runtime>> {
+    fn runtime(&self, cluster: &ClusterArgs, tokens: MountTokens) -> Result<Arc<dyn Runtime>> {
         let RuntimeArg::Process = self.runtime;
         let settings = ProcessSettings {
             binary: std::env::current_exe()?,
@@ -87,7 +87,8 @@ impl NodeArgs {
             journal_mib: self.journal_mib,
         };
         let runtime = ProcessRuntime::new(settings);
-        Ok(Arc::new(runtime.with_context(|| format!("state directory {}", self.state_dir.display()))?))
+        let runtime = runtime.with_context(|| format!("state directory {}", self.state_dir.display()))?;
+        Ok(Arc::new(runtime.with_tokens(tokens)))
     }
 }
 
@@ -100,10 +101,12 @@ pub fn start(
 ) -> Result<NodeService> {
     let name = a.name()?;
     let helpers = Helpers::own().context("finding this program")?;
-    let node = Node::open(a.settings(&name), a.runtime(cluster)?, helpers, Arc::new(LogEvents))
+    let masters = Masters::new(masters);
+    let runtime = a.runtime(cluster, MountTokens::new(masters.clone(), name.clone()))?;
+    let node = Node::open(a.settings(&name), runtime, helpers, Arc::new(LogEvents))
         .with_context(|| format!("records in {}", a.state_dir.display()))?;
     let (known, announced) = watch::channel(false);
-    work.spawn(keep_announced(Masters::new(masters), name, known));
+    work.spawn(keep_announced(masters, name, known));
     work.spawn(node.clone().keep_reconciled(Duration::from_secs(a.repair_interval)));
     Ok(NodeService::new(node).announced(announced))
 }
