@@ -38,9 +38,9 @@ pub struct HostDirs {
 }
 
 impl HostDirs {
-    /// Makes the directory (0711) and gives what is in it to the daemon's user.
+    /// Makes the directory (0755: the daemon lists it) and gives what is in it to the daemon's user.
     pub fn new(root: &Path, owner: (u32, u32)) -> io::Result<HostDirs> {
-        DirBuilder::new().recursive(true).mode(0o711).create(root)?;
+        DirBuilder::new().recursive(true).mode(0o755).create(root)?;
         Ok(HostDirs {
             root: root.to_owned(),
             owner: (Uid::from_raw(owner.0), Gid::from_raw(owner.1)),
