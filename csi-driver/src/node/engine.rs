@@ -1,7 +1,7 @@
 //! Carries plans out: records first, then the effect, then the record that it is done.
 
 use super::{
-    helper::{Helpers, Space},
+    helper::{Bind, Helpers, Space},
     io_fault,
     model::{PublishRequest, StageRequest, VolumeId},
     mounts::{self, Mounts},
@@ -165,6 +165,7 @@ impl Node {
         let mounts = self.mounts()?;
         let health = self.health(&mounts, &request.staging).await;
         let view = View { records: &records, mounts: &mounts, health };
+        let request = &plan::inherited(view, request);
         let mut record = StageRecord::new(request, Phase::Made);
         match plan::stage(view, request)? {
             StagePlan::Adopt if records.stage.as_ref() == Some(&record) => return Ok(()),
@@ -292,7 +293,13 @@ impl Node {
                     tracing::debug!(%error, "the directory underneath stays writable");
                 }
                 let subdir = request.subdir.as_str();
-                let bound = self.helpers.bind(&request.staging, subdir, target, self.settings.bind_timeout).await;
+                let bind = Bind {
+                    from: request.staging.clone(),
+                    subdir: subdir.to_owned(),
+                    target: target.clone(),
+                    group: request.capability.group.filter(|_| !request.bind_read_only()),
+                };
+                let bound = self.helpers.bind(bind, self.settings.bind_timeout).await;
                 bound.map_err(|e| match e.kind() {
                     io::ErrorKind::NotFound => Fault::not_found(format!("the volume has no directory {subdir}")),
                     _ => io_fault(at("binding"), &e),

@@ -78,7 +78,7 @@ impl Node {
         self.drop_dead_targets(&records)?;
         match decided {
             RepairPlan::Leave => return Ok(()),
-            RepairPlan::Adopt => {}
+            RepairPlan::Adopt => self.runtime.refresh(&spec(stage)).await,
             RepairPlan::Foreign => {
                 let at = stage.staging.display();
                 return Err(Fault::precondition(format!("something that is not of this driver is mounted at {at}")));

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use nix::unistd::{Gid, Uid, chown};
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, HashSet},
     ffi::OsString,
     fs::DirBuilder,
     io,
@@ -34,7 +34,7 @@ pub struct HostDirs {
     root: PathBuf,
     owner: (Uid, Gid),
     /// Directories that nobody wanted the last time.
-    unwanted: Arc<Mutex<BTreeSet<String>>>,
+    unwanted: Arc<Mutex<HashSet<String>>>,
 }
 
 impl HostDirs {
@@ -67,10 +67,10 @@ impl HostFinder for HostDirs {
         self.remove(&hashed(volume.as_bytes()));
     }
 
-    async fn collect(&self, wanted: &BTreeSet<String>) {
+    async fn collect(&self, wanted: &HashSet<String>) {
         let there = names(&self.root).unwrap_or_default(); // there is another time
         let there = there.into_iter().filter_map(|n| n.into_string().ok());
-        let unwanted: BTreeSet<String> = there.filter(|n| !wanted.contains(n)).collect();
+        let unwanted: HashSet<String> = there.filter(|n| !wanted.contains(n)).collect();
         let before = std::mem::replace(&mut *self.unwanted.lock(), unwanted.clone());
         unwanted.intersection(&before).for_each(|name| self.remove(name));
     }

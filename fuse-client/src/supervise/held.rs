@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     fuse::MountSettings,
-    keeper::{Channel, Store, sys},
+    keeper::{Channel, Item, Store, sys},
 };
 use std::{
     io,
@@ -124,6 +124,16 @@ impl Held {
             }
         }
         Ok(new)
+    }
+
+    /// Replaces the proof for the masters.
+    pub fn set_credential(&mut self, credential: Vec<u8>) {
+        self.store.put(names::CREDENTIAL, Item { bytes: credential, fd: None });
+    }
+
+    /// Tells whoever serves the mount about it.
+    pub fn give_credential(&self, host: &Channel) -> io::Result<()> {
+        self.store.get(names::CREDENTIAL).map_or(Ok(()), |item| host.put(names::CREDENTIAL, item))
     }
 
     /// Gives duplicates to a holder of many mounts.
