@@ -126,9 +126,9 @@ impl<'a> Release<'a> {
         .map(drop)
     }
 
-    /// Objects in the bucket.
+    /// Objects in the bucket, without the mark by which a cluster knows its store.
     pub fn bucket(&self) -> Result<Vec<String>> {
-        let list = "cd /data/fusefs && find . -type f";
+        let list = "cd /data/fusefs && find . -type f ! -name fusefs-marker";
         let all = self.cluster.exec(APPS, "s3", "tools", &["bash", "-c", list])?;
         Ok(all.lines().map(str::to_owned).collect())
     }

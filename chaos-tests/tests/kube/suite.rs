@@ -51,7 +51,7 @@ fn run(settings: Settings) -> Result<()> {
     let agent = Agent::start(&cluster)?;
     let mut release = Release::install(&cluster, &agent)?;
     println!("installed after {:.0} s", began.elapsed().as_secs_f64());
-    let mut run = Run { cluster: &cluster, agent, table: Table::default(), began };
+    let mut run = Run { cluster: &cluster, agent, table: Table::default(), began, failures: 0 };
     let result = steps(&mut run, &mut release);
     println!("\n{}", run.table.markdown());
     result?;
@@ -60,6 +60,7 @@ fn run(settings: Settings) -> Result<()> {
         cluster.delete("namespace", "", APPS)?;
     }
     println!("csi_kube: all of it in {:.0} s", began.elapsed().as_secs_f64());
+    ensure!(run.failures == 0, "{} steps failed", run.failures);
     ensure!(run.table.errors() == 0, "{} operations of applications failed", run.table.errors());
     Ok(())
 }
@@ -85,6 +86,8 @@ pub struct Run<'a> {
     pub table: Table,
     /// Start.
     pub began: Instant,
+    /// Steps that did not do what they should, whatever applications saw.
+    pub failures: usize,
 }
 
 impl<'a> Run<'a> {
@@ -148,8 +151,15 @@ impl<'a> Run<'a> {
         self.step(fault);
         let marks = self.marks(apps)?;
         let began = Instant::now();
-        let note = act(self)?;
-        let note = if note.is_empty() { format!("{:.1} s", began.elapsed().as_secs_f64()) } else { note };
+        let note = match act(self) {
+            Ok(note) if note.is_empty() => format!("{:.1} s", began.elapsed().as_secs_f64()),
+            Ok(note) => note,
+            Err(e) => {
+                println!("    FAILED: {e:#}");
+                self.failures += 1;
+                format!("FAILED: {}", e.to_string().lines().next().unwrap_or_default())
+            }
+        };
         self.judge(fault, 1, apps, &marks, &note)
     }
 
