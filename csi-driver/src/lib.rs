@@ -11,6 +11,8 @@ pub mod controller;
 pub mod fault;
 pub mod identity;
 pub mod inflight;
+#[cfg(feature = "kube")]
+pub mod kube;
 mod limits;
 pub mod node;
 pub mod runtime;

@@ -1,7 +1,9 @@
 //! How a volume gets mounted. Everything above this trait is the same for every runtime.
 
+mod finder;
 mod process;
 
+pub use finder::{FoundPod, PodFinder};
 pub use process::{ProcessRuntime, ProcessSettings};
 
 use crate::Outcome;
