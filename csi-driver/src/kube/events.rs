@@ -193,7 +193,7 @@ impl Writer {
                 Err(error @ ApiError::Unavailable(_)) if attempt < self.limits.attempts => {
                     tracing::debug!(%error, attempt, "an event cannot be written; it is tried again");
                     sleep_until(Instant::now() + pause).await;
-                    pause = (pause * 2).min(self.limits.period.max(pause));
+                    pause *= 2;
                 }
                 Err(error) => return Err(error),
             }

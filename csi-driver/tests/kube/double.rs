@@ -199,6 +199,28 @@ impl Double {
         self.remove(resource, name, &json!({})).expect("deleted");
     }
 
+    /// Deletes the pod of that uid for good, if it is still there.
+    pub fn delete_if(&self, resource: &str, name: &str, uid: &str) {
+        // It may be gone, or another one.
+        let _ = self.remove(resource, name, &json!({ "gracePeriodSeconds": 0, "preconditions": { "uid": uid } }));
+    }
+
+    /// Deletes by hand, if it is there.
+    pub fn delete_if_there(&self, resource: &str, name: &str, at_once: bool) {
+        let options = if at_once { json!({ "gracePeriodSeconds": 0 }) } else { json!({}) };
+        let _ = self.remove(resource, name, &options);
+    }
+
+    /// The pod of that uid was over, or in a back-off, at some time.
+    pub fn was_broken(&self, uid: &str) -> bool {
+        let s = self.state();
+        s.history.iter().any(|(_, _, _, o)| {
+            let over = ["Failed", "Succeeded"].contains(&o["status"]["phase"].as_str().unwrap_or_default());
+            let waiting = &o["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
+            o["metadata"]["uid"] == *uid && (over || waiting == "CrashLoopBackOff")
+        })
+    }
+
     async fn serve(self: Arc<Double>, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
         let (parts, body) = request.into_parts();
         let bytes = body.collect().await.map_err(io::Error::other)?.to_bytes();
@@ -234,7 +256,13 @@ impl Double {
         if fault == Fault::Lost { Err(cut()) } else { Ok(answer(result)) }
     }
 
-    fn execute(&self, method: &Method, path: &str, query: &HashMap<String, String>, body: &[u8]) -> Result<Value, Value> {
+    fn execute(
+        &self,
+        method: &Method,
+        path: &str,
+        query: &HashMap<String, String>,
+        body: &[u8],
+    ) -> Result<Value, Value> {
         let (resource, namespace, name) = address(path);
         let body: Value = if body.is_empty() { json!({}) } else { serde_json::from_slice(body).expect("json") };
         match (method.as_str(), name.as_str()) {
@@ -444,7 +472,8 @@ fn address(path: &str) -> Key {
 
 fn selected(object: &Value, query: &HashMap<String, String>) -> bool {
     let labels = query.get("labelSelector").map_or("", String::as_str);
-    let labelled = labels.split(',').filter_map(|l| l.split_once('=')).all(|(k, v)| object["metadata"]["labels"][k] == *v);
+    let labelled =
+        labels.split(',').filter_map(|l| l.split_once('=')).all(|(k, v)| object["metadata"]["labels"][k] == *v);
     let fields = query.get("fieldSelector").map_or("", String::as_str);
     let placed = fields.split_once('=').is_none_or(|(k, v)| {
         assert_eq!(k, "spec.nodeName");
