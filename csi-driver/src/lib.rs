@@ -14,7 +14,9 @@ pub mod inflight;
 #[cfg(feature = "kube")]
 pub mod kube;
 mod limits;
+#[cfg(target_os = "linux")]
 pub mod node;
+#[cfg(target_os = "linux")]
 pub mod runtime;
 pub mod server;
 pub mod valid;

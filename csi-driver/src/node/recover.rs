@@ -68,7 +68,9 @@ impl Node {
         let Some(stage) = &records.stage else { return Ok(()) };
         let mounts = self.mounts()?;
         let health = self.health(&mounts, &stage.staging).await;
-        match plan::repair(View { records: &records, mounts: &mounts, health }) {
+        let decided = plan::repair(View { records: &records, mounts: &mounts, health });
+        self.drop_dead_targets(&records)?;
+        match decided {
             RepairPlan::Leave => return Ok(()),
             RepairPlan::Adopt => {}
             RepairPlan::Foreign => {
@@ -76,7 +78,6 @@ impl Node {
                 return Err(Fault::precondition(format!("something that is not of this driver is mounted at {at}")));
             }
             RepairPlan::Remount { detach } => {
-                self.drop_dead_targets(&records)?;
                 self.mount(stage, detach).await?;
                 self.events.tell(Event::Remounted(volume.clone()));
             }
