@@ -1,7 +1,11 @@
 //! Command line of `fusefs`: parsed here, resolved once in `resolve.rs`, executed in `cmd/`.
 
+#[cfg(target_os = "linux")]
+mod csi_pods;
 mod mount;
 
+#[cfg(target_os = "linux")]
+pub use csi_pods::CsiPodArgs;
 pub use mount::{JournalCommand, KeeperArgs, MountArgs, MountOptions, PartArgs, RecoveryArg, UmountArgs, UpgradeArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};

@@ -11,7 +11,7 @@ pub mod controller;
 pub mod fault;
 pub mod identity;
 pub mod inflight;
-#[cfg(feature = "kube")]
+#[cfg(all(feature = "kube", target_os = "linux"))]
 pub mod kube;
 mod limits;
 #[cfg(target_os = "linux")]

@@ -419,8 +419,8 @@ impl Watched {
 
     fn news(&mut self) -> Bytes {
         let s = self.double.state();
-        let mut lines = vec![];
-        for (version, kind, _, object) in s.history.iter().filter(|h| h.0 > self.at && h.2 == self.resource) {
+        let (mut lines, at) = (vec![], self.at);
+        for (version, kind, _, object) in s.history.iter().filter(|h| h.0 > at && h.2 == self.resource) {
             if selected(object, &self.query) {
                 lines.extend_from_slice(&line(&json!({ "type": kind, "object": object })));
             }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use fusefs_csi_driver::{
     Cluster, Masters,
-    node::{Node, NodeService, NodeSettings, announce::keep_announced, engine::LogEvents, helper::Helpers},
+    node::{Node, NodeService, NodeSettings, announce::keep_announced, engine::Events, helper::Helpers},
     runtime::{ProcessRuntime, ProcessSettings, Runtime},
     valid::NodeName,
 };
@@ -20,6 +20,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(100);
 pub enum RuntimeArg {
     /// Supervised processes of this machine that outlive the driver.
     Process,
+    /// A pod per volume, made by the controller (Kubernetes).
+    Pod,
 }
 
 /// Options of the node service.
@@ -60,7 +62,7 @@ fn segment(text: &str) -> Result<(String, String), String> {
 }
 
 impl NodeArgs {
-    fn name(&self) -> Result<NodeName> {
+    pub(super) fn name(&self) -> Result<NodeName> {
         let name = match &self.node_name {
             Some(name) => name.clone(),
             None => std::fs::read_to_string("/proc/sys/kernel/hostname").context("reading the host name")?,
@@ -77,7 +79,7 @@ impl NodeArgs {
     }
 
     fn runtime(&self, cluster: &ClusterArgs) -> Result<Arc<dyn Runtime>> {
-        let RuntimeArg::Process = self.runtime;
+        anyhow::ensure!(self.runtime == RuntimeArg::Process, "this binary has no node service for fuse pods yet");
         let settings = ProcessSettings {
             binary: std::env::current_exe()?,
             masters: cluster.master.clone(),
@@ -96,11 +98,12 @@ pub fn start(
     a: &NodeArgs,
     cluster: &ClusterArgs,
     masters: Arc<dyn Cluster>,
+    events: Arc<dyn Events>,
     work: &mut JoinSet<()>,
 ) -> Result<NodeService> {
     let name = a.name()?;
     let helpers = Helpers::own().context("finding this program")?;
-    let node = Node::open(a.settings(&name), a.runtime(cluster)?, helpers, Arc::new(LogEvents))
+    let node = Node::open(a.settings(&name), a.runtime(cluster)?, helpers, events)
         .with_context(|| format!("records in {}", a.state_dir.display()))?;
     let (known, announced) = watch::channel(false);
     work.spawn(keep_announced(Masters::new(masters), name, known));
