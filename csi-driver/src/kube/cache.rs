@@ -4,7 +4,11 @@ use super::api::{ApiError, ApiResult, Change, PodList, Pods};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::RwLock;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 /// Pods by name.
@@ -39,11 +43,25 @@ impl Pace {
     }
 }
 
+/// Ended pods that are remembered.
+const ENDED: usize = 4096;
+
 #[derive(Default)]
 struct State {
     pods: PodsByName,
     listed: bool,
     live: bool,
+    /// Uids of pods that ended, the oldest first.
+    ended: VecDeque<String>,
+}
+
+impl State {
+    fn end(&mut self, pod: &Pod) {
+        if self.ended.len() >= ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(pod.metadata.uid.clone().unwrap_or_default());
+    }
 }
 
 /// See the module. The follower ends when this is dropped.
@@ -72,6 +90,11 @@ impl PodCache {
     pub fn all(&self) -> Option<PodsByName> {
         let state = self.state.read();
         state.listed.then(|| state.pods.clone())
+    }
+
+    /// The pod of that uid came and went, as far as is remembered.
+    pub fn ended(&self, uid: &str) -> bool {
+        self.state.read().ended.iter().rev().any(|u| u == uid)
     }
 
     /// The watch stands: what is known is a moment old at most.
@@ -164,8 +187,17 @@ impl Follower {
     }
 
     fn replace(&self, listed: PodList) {
-        let pods = listed.pods.into_iter().map(|p| (name(&p), Arc::new(p))).collect();
-        *self.state.write() = State { pods, listed: true, live: true };
+        let pods: PodsByName = listed.pods.into_iter().map(|p| (name(&p), Arc::new(p))).collect();
+        let mut state = self.state.write();
+        let before = std::mem::replace(&mut state.pods, pods);
+        for (name, pod) in before {
+            let same = state.pods.get(&name).is_some_and(|p| p.metadata.uid == pod.metadata.uid);
+            if !same {
+                state.end(&pod);
+            }
+        }
+        (state.listed, state.live) = (true, true);
+        drop(state);
         self.changed.send_modify(|n| *n += 1);
     }
 
@@ -178,7 +210,9 @@ impl Follower {
                 at
             }
             Change::Deleted(pod) => {
-                self.state.write().pods.remove(&name(&pod));
+                let mut state = self.state.write();
+                state.pods.remove(&name(&pod));
+                state.end(&pod);
                 version(&pod)
             }
         };

@@ -147,6 +147,8 @@ struct World {
 enum Step {
     /// The API server did it.
     Done,
+    /// It made the pod of this uid.
+    Made(String),
     /// It was not right any more.
     Moot,
 }
@@ -190,7 +192,7 @@ impl World {
             uid = plan::uid(&pod),
             "fuse pod made"
         );
-        Ok(Step::Done)
+        Ok(Step::Made(plan::uid(&pod).to_owned()))
     }
 
     /// Deletes a broken pod that is still the one and still broken.
@@ -221,10 +223,12 @@ impl World {
 }
 
 /// A name that has to wait.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Hold {
     until: Instant,
     errors: u32,
+    /// The pod that is waited for.
+    made: Option<String>,
 }
 
 struct Reconciler {
@@ -296,7 +300,8 @@ impl Reconciler {
     fn see(&mut self) {
         let Some(now) = self.cache.all() else { return };
         let of = |pods: &PodsByName, name: &String| pods.get(name).map(|p| plan::uid(p).to_owned());
-        self.holds.retain(|name, _| of(&now, name) == of(&self.pods, name));
+        let over = |hold: &Hold| hold.made.as_ref().is_some_and(|uid| self.cache.ended(uid));
+        self.holds.retain(|name, hold| of(&now, name) == of(&self.pods, name) && !over(hold));
         if let Some((name, until)) = &self.settling {
             let shown = now.get(name).is_none_or(|p| plan::image(p) == Some(self.world.settings.image.as_str()));
             if shown || *until <= Instant::now() {
@@ -412,10 +417,11 @@ impl Reconciler {
         let (now, settle) = (Instant::now(), self.rhythm.settle);
         let errors = if result.is_ok() { 0 } else { self.holds.get(&name).map_or(0, |h| h.errors) + 1 };
         let wait = if errors == 0 { settle } else { self.rhythm.pace.pause(errors) };
+        let made = if let Ok(Step::Made(uid)) = &result { Some(uid.clone()) } else { None };
         if errors == 0 && self.shown(&action) {
             self.holds.remove(&name);
         } else {
-            self.holds.insert(name.clone(), Hold { until: now + wait, errors });
+            self.holds.insert(name.clone(), Hold { until: now + wait, errors, made });
         }
         if let Err(error) = &result {
             complain(&action, error, errors);
@@ -424,7 +430,7 @@ impl Reconciler {
             Action::Replace { .. } if result == Ok(Step::Done) => {
                 let before = self.replaced.get(&name).map_or(0, |h| h.errors);
                 let pause = self.rhythm.replace.0.saturating_mul(1 << before.min(8)).min(self.rhythm.replace.1);
-                self.replaced.insert(name, Hold { until: now + pause, errors: before + 1 });
+                self.replaced.insert(name, Hold { until: now + pause, errors: before + 1, made: None });
             }
             // Without an answer it may have happened, or happen yet.
             Action::SetImage { .. } => self.settling = Some((name, now + settle.max(wait))),

@@ -74,7 +74,8 @@ async fn a_list_has_pages() {
         put(&served, "node-a", n);
     }
     let (_, cache) = cache(&served);
-    until(&served, "listed", || same(&served, &cache)).await;
+    until(&served, "listed", || served.watching() == 1).await;
+    assert!(same(&served, &cache));
     assert_eq!(served.calls("GET", "/pods"), 4, "three pages and a watch");
 }
 
