@@ -168,6 +168,7 @@ async fn inner() {
     let b = Bench { root, runtime };
     let (stage, pod, read_only) = (b.stage(), b.pod("a", false), b.pod("ro", true));
     let spec = MountSpec {
+        volume: "vol".into(),
         key: fusefs_csi_driver::node::paths::hashed(b"vol-a"),
         name: "vol-a".into(),
         staging: stage.staging.clone(),

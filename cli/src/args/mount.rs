@@ -197,6 +197,22 @@ pub struct KeeperArgs {
     pub socket: PathBuf,
 }
 
+/// `fusefs fuse-pod`.
+#[derive(Debug, Args)]
+pub struct FusePodArgs {
+    /// Directory for the sockets of this mount's processes; the node plugin dials in there.
+    #[arg(long, value_name = "DIR")]
+    pub runtime: PathBuf,
+}
+
+/// `fusefs mountd`.
+#[derive(Debug, Args)]
+pub struct MountdArgs {
+    /// Directory that the node plugin fills: one directory per volume to be served.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/fusefs-csi/hosts")]
+    pub hosts: PathBuf,
+}
+
 /// `fusefs adopt` and `fusefs client`.
 #[derive(Debug, Args)]
 pub struct PartArgs {

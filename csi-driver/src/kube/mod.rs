@@ -17,7 +17,7 @@ pub mod reconcile;
 pub use api::{ApiError, ApiResult, KubePods, Pods, connect, connect_with};
 pub use attachments::{Attachment, Attachments};
 pub use events::KubeEvents;
-pub use finder::{FoundPod, KubePodFinder, PodFinder};
+pub use finder::{FoundPod, KubePodFinder};
 pub use names::pod_name;
 pub use pod::{PodSettings, Seat, fuse_pod};
 pub use reconcile::FusePods;

@@ -159,6 +159,9 @@ impl Node {
     /// NodeStageVolume.
     pub async fn stage(&self, request: &StageRequest) -> Outcome<()> {
         let records = self.load(&request.volume)?;
+        if let Some(stage) = &records.stage {
+            self.runtime.adopt(&spec(stage)).await?;
+        }
         let mounts = self.mounts()?;
         let health = self.health(&mounts, &request.staging).await;
         let view = View { records: &records, mounts: &mounts, health };
@@ -356,6 +359,7 @@ impl Node {
 pub(super) fn spec(record: &StageRecord) -> MountSpec {
     MountSpec {
         key: hashed(record.volume.as_str().as_bytes()),
+        volume: record.volume.as_str().to_owned(),
         name: record.name.clone(),
         staging: record.staging.clone(),
         read_only: record.capability.read_only(),
@@ -368,6 +372,7 @@ pub(super) fn spec(record: &StageRecord) -> MountSpec {
 fn unrecorded(volume: &VolumeId, name: &str, path: &Path) -> MountSpec {
     MountSpec {
         key: hashed(volume.as_str().as_bytes()),
+        volume: volume.as_str().to_owned(),
         name: name.to_owned(),
         staging: path.to_owned(),
         read_only: false,

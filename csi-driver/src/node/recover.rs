@@ -1,8 +1,9 @@
 //! Recovery: what was promised is made true again. At the start of the plugin, and now and then while it runs.
 
 use super::{
-    engine::{Event, Node},
+    engine::{Event, Node, spec},
     model::VolumeId,
+    paths::hashed,
     plan::{self, RepairPlan, View},
     records::{Phase, VolumeRecords},
 };
@@ -47,6 +48,10 @@ impl Node {
         while let Some(done) = running.join_next().await {
             count(&mut pass, Some(done));
         }
+        // Read again: what was staged meanwhile is wanted, too.
+        let all = self.records.load_all()?;
+        let wanted = all.iter().filter_map(volume_of).map(|v| hashed(v.as_str().as_bytes())).collect();
+        self.runtime.collect(&wanted).await;
         Ok(pass)
     }
 
@@ -66,6 +71,7 @@ impl Node {
     pub(super) async fn repair(&self, volume: &VolumeId) -> Outcome<()> {
         let records = self.load(volume)?;
         let Some(stage) = &records.stage else { return Ok(()) };
+        self.runtime.adopt(&spec(stage)).await?;
         let mounts = self.mounts()?;
         let health = self.health(&mounts, &stage.staging).await;
         let decided = plan::repair(View { records: &records, mounts: &mounts, health });

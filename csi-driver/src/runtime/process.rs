@@ -244,6 +244,7 @@ mod tests {
     fn spec(staging: &Path) -> MountSpec {
         MountSpec {
             key: "k".into(),
+            volume: "vol".into(),
             name: "vol".into(),
             staging: staging.into(),
             read_only: true,

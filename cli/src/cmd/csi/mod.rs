@@ -78,7 +78,7 @@ pub async fn run(a: CsiArgs) -> Result<()> {
     let mut work = tokio::task::JoinSet::new();
     #[cfg(target_os = "linux")]
     if a.mode != CsiMode::Controller {
-        plugin = plugin.node(node::start(&a.node, &a.cluster, masters, pods::events(&a.node).await?, &mut work)?);
+        plugin = plugin.node(node::start(&a.node, &a.cluster, masters, pods::of_node(&a).await?, &mut work)?);
     }
     #[cfg(not(target_os = "linux"))]
     anyhow::ensure!(a.mode == CsiMode::Controller, "the node service needs Linux; use --mode controller");

@@ -1,9 +1,6 @@
 //! Kubernetes for `fusefs csi`: fuse pods of the controller, events of the node.
 
-use super::{
-    CsiArgs,
-    node::{NodeArgs, RuntimeArg},
-};
+use super::{CsiArgs, node::RuntimeArg};
 use crate::{
     args::{CsiPodArgs, PullPolicyArg},
     cluster::components,
@@ -11,8 +8,12 @@ use crate::{
 use anyhow::{Context, Result};
 use fusefs_csi_driver::{
     Cluster, Controller, Masters,
-    kube::{FusePods, KubeEvents, KubePods, PodSettings, connect, events::EventLimits, reconcile::Rhythm},
+    kube::{
+        FusePods, KubeEvents, KubePodFinder, KubePods, PodSettings, cache::Pace, connect, events::EventLimits,
+        reconcile::Rhythm,
+    },
     node::engine::{Events, LogEvents},
+    runtime::pod::HostFinder,
 };
 use std::sync::Arc;
 
@@ -50,11 +51,21 @@ pub async fn attend(controller: Controller, a: &CsiArgs, masters: Arc<dyn Cluste
     Ok(controller.with_pods(Arc::new(maker)))
 }
 
-/// Where events of the node go: in a pod to the API server and the log, elsewhere to the log.
-pub async fn events(a: &NodeArgs) -> Result<Arc<dyn Events>> {
-    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() {
-        return Ok(Arc::new(LogEvents));
+/// For the node: where its events go (in a pod to the API server and the log, elsewhere to the log), and with
+/// `--runtime pod` who knows the fuse pods.
+pub async fn of_node(a: &CsiArgs) -> Result<(Arc<dyn Events>, Option<Arc<dyn HostFinder>>)> {
+    let pods = a.node.runtime == RuntimeArg::Pod;
+    if !pods && std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() {
+        return Ok((Arc::new(LogEvents), None));
     }
     let client = connect().await.context(NO_SERVER)?;
-    Ok(Arc::new(KubeEvents::start(client, a.name()?.as_str(), components().clock, EventLimits::default())))
+    let name = a.node.name()?;
+    let events = KubeEvents::start(client.clone(), name.as_str(), components().clock, EventLimits::default());
+    if !pods {
+        return Ok((Arc::new(events), None));
+    }
+    let namespace = a.pods.fuse_namespace.as_deref().context("--runtime pod needs --fuse-namespace")?;
+    let pods = KubePods::new(client, namespace).of_node(name.as_str());
+    let finder: Arc<dyn HostFinder> = Arc::new(KubePodFinder::start(Arc::new(pods), name.as_str(), Pace::default()));
+    Ok((Arc::new(events), Some(finder)))
 }
