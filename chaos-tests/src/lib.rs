@@ -1,5 +1,6 @@
 //! Test servers, workloads and drivers for whole clusters.
 
+pub mod kube;
 #[cfg(target_os = "linux")]
 pub mod replay;
 pub mod s3double;

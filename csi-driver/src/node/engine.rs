@@ -280,32 +280,33 @@ impl Node {
     pub(super) async fn bind(&self, request: &PublishRequest, decided: BindPlan) -> Outcome<()> {
         let target = &request.target;
         let at = |what: &str| format!("{what} {}", target.display());
-        match decided {
+        let detach = match decided {
             BindPlan::Keep => return Ok(()),
-            BindPlan::Flags => {}
-            BindPlan::Bind { detach } => {
-                mounts::detach(target, detach).map_err(|e| io_fault(at("detaching"), &e))?;
-                if self.mounts()?.top(target).is_some() {
-                    return Err(Fault::unavailable(at("something was mounted meanwhile at")));
-                }
-                mounts::make_target(target).map_err(|e| io_fault(at("making"), &e))?;
-                if let Err(error) = mounts::protect(target, true) {
-                    tracing::debug!(%error, "the directory underneath stays writable");
-                }
-                let subdir = request.subdir.as_str();
-                let bind = Bind {
-                    from: request.staging.clone(),
-                    subdir: subdir.to_owned(),
-                    target: target.clone(),
-                    group: request.capability.group.filter(|_| !request.bind_read_only()),
-                };
-                let bound = self.helpers.bind(bind, self.settings.bind_timeout).await;
-                bound.map_err(|e| match e.kind() {
-                    io::ErrorKind::NotFound => Fault::not_found(format!("the volume has no directory {subdir}")),
-                    _ => io_fault(at("binding"), &e),
-                })?;
-            }
+            // What other namespaces see cannot be changed from here: it is replaced.
+            BindPlan::Flags => 1,
+            BindPlan::Bind { detach } => detach,
+        };
+        mounts::detach(target, detach).map_err(|e| io_fault(at("detaching"), &e))?;
+        if self.mounts()?.top(target).is_some() {
+            return Err(Fault::unavailable(at("something was mounted meanwhile at")));
         }
+        mounts::make_target(target).map_err(|e| io_fault(at("making"), &e))?;
+        if let Err(error) = mounts::protect(target, true) {
+            tracing::debug!(%error, "the directory underneath stays writable");
+        }
+        let subdir = request.subdir.as_str();
+        let bind = Bind {
+            from: request.staging.clone(),
+            subdir: subdir.to_owned(),
+            target: target.clone(),
+            group: request.capability.group.filter(|_| !request.bind_read_only()),
+            flags: plan::flags(request),
+        };
+        let bound = self.helpers.bind(bind, self.settings.bind_timeout).await;
+        bound.map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Fault::not_found(format!("the volume has no directory {subdir}")),
+            _ => io_fault(at("binding"), &e),
+        })?;
         mounts::set_flags(target, plan::flags(request)).map_err(|e| io_fault(at("setting flags of"), &e))
     }
 

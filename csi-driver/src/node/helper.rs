@@ -3,7 +3,10 @@
 //! The driver's executable starts itself with [`WORD`] as the first argument ([`run_if_asked`] must come first in `main`).
 //! When it does not end in time it is killed and left behind; while one is stuck on a mount, no other is sent after it.
 
-use super::plan::Health;
+use super::{
+    mounts::{self, BindFlags},
+    plan::Health,
+};
 use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2},
@@ -53,6 +56,8 @@ pub struct Bind {
     pub target: PathBuf,
     /// Group that gets the directory before it is bound: files made in it belong to that group from then on.
     pub group: Option<u32>,
+    /// Flags of the bind mount.
+    pub flags: BindFlags,
 }
 
 /// What it says.
@@ -218,7 +223,7 @@ fn look(path: &Path) -> Answer {
     }
 }
 
-fn bind(Bind { from, subdir, target, group }: &Bind) -> Result<(), Answer> {
+fn bind(Bind { from, subdir, target, group, flags: bind_flags }: &Bind) -> Result<(), Answer> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open(from, flags | OFlag::O_NOFOLLOW, Mode::empty()).map_err(refused("opening the mount"))?;
     let from = if subdir.is_empty() {
@@ -232,8 +237,13 @@ fn bind(Bind { from, subdir, target, group }: &Bind) -> Result<(), Answer> {
     if let Some(group) = group {
         give(&from, &path, *group).map_err(refused("giving the directory to the volume mount group"))?;
     }
-    let from = path;
-    mount(Some(&from), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(refused("binding"))
+    match mounts::bind(from.as_fd(), target, *bind_flags) {
+        // Linux before 5.12: the driver sets the flags afterwards.
+        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
+            mount(Some(&path), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(refused("binding"))
+        }
+        bound => bound.map_err(|e| refused("binding")(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))),
+    }
 }
 
 /// Gives a directory to a group: it may do everything there, and what is made there is the group's, too (setgid). What is in

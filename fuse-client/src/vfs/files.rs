@@ -1,7 +1,7 @@
 //! open, release, read, write, flush, fsync.
 
 use super::handle::Handle;
-use super::{Opened, Request, Vfs, check_size, unexpected};
+use super::{Opened, Request, Vfs, by_number, check_size, unexpected};
 use bytes::Bytes;
 use fusefs_data_path::WriteContext;
 use fusefs_types::{
@@ -40,7 +40,8 @@ impl Vfs {
     }
 
     /// Opens a file. Always 1 RPC: close-to-open consistency asks for attributes as of now. The kernel keeps its pages
-    /// only if the file has not changed since they were read.
+    /// only if the file has not changed since they were read. [`FsError::Stale`] when it is gone: its name may be another
+    /// file's by now, and the kernel looks.
     pub async fn open(&self, rq: &Request, ino: Ino, flags: i32) -> FsResult<Opened> {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         if write {
@@ -51,7 +52,7 @@ impl Vfs {
         let opening = self.opening(ino);
         self.miss();
         let sent = self.now();
-        let ReadReply::Attr(attr) = self.meta.read(Read::Open { ino, write }).await? else {
+        let ReadReply::Attr(attr) = self.meta.read(Read::Open { ino, write }).await.map_err(by_number)? else {
             return Err(unexpected("open"));
         };
         self.learn_attr(&attr, sent);

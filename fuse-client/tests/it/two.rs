@@ -4,7 +4,10 @@ use crate::cluster::{Client, Cluster};
 use crate::rng::{Random, seeds};
 use bytes::Bytes;
 use fusefs_fuse_client::vfs::{Change, Request};
-use fusefs_types::{FsError, Ino, Time, ops::SetTime};
+use fusefs_types::{
+    FsError, Ino, Time,
+    ops::{RenameMode, SetTime},
+};
 use std::sync::Arc;
 
 #[tokio::test]
@@ -114,6 +117,19 @@ async fn appends_of_two_clients_do_not_overwrite_each_other() {
     assert!(o.direct_io, "the kernel must not place appends in its page cache");
 }
 
+/// A client that knows a file's number from before another one replaced it is told to look at the name again.
+#[tokio::test]
+async fn a_file_that_was_replaced_elsewhere_is_stale_not_absent() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.client(), cluster.client());
+    a.put("f", b"old").await.unwrap();
+    let old = b.walk("f").await.unwrap().ino;
+    a.put("new", b"new").await.unwrap();
+    a.rename("new", "f", RenameMode::Replace).await.unwrap();
+    assert_eq!(b.vfs.open(&b.rq(), old, libc::O_RDONLY).await.map(|_| ()), Err(FsError::Stale));
+    assert_eq!(b.get("f").await.unwrap(), b"new");
+}
+
 #[tokio::test]
 async fn an_unlinked_file_lives_as_long_as_it_is_open_anywhere() {
     let cluster = Cluster::new();
@@ -127,7 +143,7 @@ async fn an_unlinked_file_lives_as_long_as_it_is_open_anywhere() {
     assert_eq!(&b.pread(ino, fh, 0, 100).await.unwrap()[..], b"still there");
     b.close(ino, fh).await.unwrap();
     assert_eq!(cluster.usage().orphans, 0, "freed with the last close");
-    assert_eq!(b.vfs.getattr(&b.rq(), ino).await.map(|_| ()), Err(FsError::NotFound));
+    assert_eq!(b.vfs.getattr(&b.rq(), ino).await.map(|_| ()), Err(FsError::Stale));
     assert!(!b.vfs.stats().open > 0);
 
     let (attr, fh) = a.create("own").await.unwrap();
