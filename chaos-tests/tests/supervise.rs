@@ -168,6 +168,50 @@ fn a_stopped_keeper_does_not_stop_a_new_client() -> Result<()> {
     ends_cleanly(&stack, 0)
 }
 
+/// A disk that refuses even the journal's header costs the journal, not the mount, and the client is not started again and
+/// again. What was in the journal only is neither lost nor passed over: the mount is poisoned until the next one writes it.
+#[test]
+fn a_journal_whose_header_is_refused_stops_only_a_mount_that_needs_it() -> Result<()> {
+    const PENDING: usize = 100_000;
+    let mut stack = stack("header", &[], &[("FUSEFS_PLANT", "journal-header")])?;
+    let mut app = Application::start(stack.at(0))?;
+    for round in 0..2 {
+        sigkill(wait_complete(&stack.clients[0])?.client)?;
+        app.work().with_context(|| format!("round {round}: {}", stack.clients[0].child.log_tail()))?;
+        let serving = wait_complete(&stack.clients[0])?.client;
+        for _ in 0..5 {
+            app.work()?;
+        }
+        ensure!(wait_complete(&stack.clients[0])?.client == serving, "the client was started again");
+    }
+    drop(app);
+    ends_cleanly(&stack, 0)?;
+
+    stack.clients[0].start()?;
+    let before = wait_complete(&stack.clients[0])?.client;
+    let path = stack.at(0).join("pending");
+    let file = fs::File::create(&path)?;
+    file.write_all_at(&[7; PENDING], 0)?;
+    sigkill(before)?;
+    let poisoned = || Ok(fs::metadata(&path).is_err_and(|e| e.raw_os_error() == Some(libc::ESTALE)));
+    eventually(SOON, poisoned).with_context(|| stack.clients[0].child.log_tail())?;
+    let said = wait_complete(&stack.clients[0])?.client;
+    for _ in 0..20 {
+        ensure!(poisoned()?, "it came back to life");
+    }
+    ensure!(wait_complete(&stack.clients[0])?.client == said, "the client was started again");
+    drop(file);
+    let point = stack.at(0).to_str().context("path")?.to_owned();
+    // It says that data is left.
+    stack.fusefs_raw(&["umount", &point])?;
+    ensure!(!is_mounted(stack.at(0)), "still mounted");
+    eventually(SOON, || Ok(stack.clients[0].processes() == Processes::default()))?;
+    stack.clients[0].start()?;
+    wait_complete(&stack.clients[0])?;
+    ensure!(fs::read(&path)? == vec![7; PENDING], "{}", stack.clients[0].child.log_tail());
+    ends_cleanly(&stack, 0)
+}
+
 /// `fusefs umount` returns when everything is in the store and everybody is gone.
 fn ends_cleanly(stack: &Stack, i: usize) -> Result<()> {
     let client = &stack.clients[i];
