@@ -2,7 +2,10 @@
 //! see a pause.
 
 use anyhow::{Context, Result, ensure};
-use fusefs_chaos_tests::stack::{Client, Stack, eventually, is_mounted};
+use fusefs_chaos_tests::{
+    replay::mounted::metric,
+    stack::{Client, Stack, eventually, is_mounted},
+};
 use fusefs_fuse_client::{
     keeper::{Channel, Item, protocol::ITEM_BYTES_MAX},
     supervise::{ClientRecord, Processes, dirs},
@@ -491,6 +494,38 @@ fn open_files_survive_a_lazy_unmount_and_a_kill() -> Result<()> {
     drop(file);
     eventually(SOON, || Ok((0..3).all(|i| pid(&client.processes(), i).is_none())))
         .with_context(|| client.child.log_tail())
+}
+
+/// What a killed client held goes with the last close, not with the unmount.
+#[test]
+fn an_open_unlinked_file_of_a_killed_client_is_freed_by_its_last_close() -> Result<()> {
+    let stack = stack("orphans", &[], &[])?;
+    let client = &stack.clients[0];
+    let orphans = || -> Result<u64> {
+        stack.dir.metanode_addrs().iter().map(|addr| metric(addr, "fusefs_partition_orphans")).sum()
+    };
+    for killed in ["after the unlink", "before the unlink", "at the close"] {
+        let path = stack.at(0).join("f");
+        let mut file = fs::File::options().create(true).truncate(true).read(true).write(true).open(&path)?;
+        file.write_all(b"held")?;
+        let victim = wait_complete(client)?.client;
+        if killed == "before the unlink" {
+            sigkill(victim)?;
+        }
+        fs::remove_file(&path)?;
+        if killed == "after the unlink" {
+            sigkill(victim)?;
+        }
+        let mut text = [0; 4];
+        file.read_exact_at(&mut text, 0).with_context(|| format!("killed {killed}"))?;
+        ensure!(&text == b"held" && orphans()? == 1, "killed {killed}: {} orphans", orphans()?);
+        if killed == "at the close" {
+            sigkill(victim)?;
+        }
+        drop(file);
+        eventually(SOON, || Ok(orphans()? == 0)).with_context(|| format!("killed {killed}: still there"))?;
+    }
+    ends_cleanly(&stack, 0)
 }
 
 /// A keeper alone.

@@ -27,9 +27,12 @@ impl Vfs {
         let creating = self.open.creating();
         let made = self.make(rq, parent, &Name::new(name)?, NewNode::File, mode, exclusive).await;
         let opening = match &made {
-            Ok((attr, _, false)) => Some(self.opening(attr.ino)),
+            Ok((attr, _, false)) => Some(self.opening(rq, attr.ino)),
             _ => None,
         };
+        if rq.resent && opening.is_none() {
+            self.open.disown(rq.unique);
+        }
         drop(creating);
         for ino in self.open.mistaken() {
             self.tell_closed(ino).await;

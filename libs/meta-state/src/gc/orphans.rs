@@ -7,6 +7,7 @@ use crate::{
     txn::Work,
 };
 use fusefs_types::{FsError, FsResult, Hlc, Ino, SessionId};
+use std::collections::BTreeMap;
 
 /// Orphans looked at in one piece of work.
 pub const ORPHAN_BATCH: usize = 256;
@@ -77,7 +78,7 @@ pub(super) fn work(p: &Partition) -> Vec<Work> {
         return Vec::new();
     }
     let sessions = all_sessions(p);
-    let mut asks: std::collections::BTreeMap<SessionId, Vec<Ino>> = Default::default();
+    let mut asks: BTreeMap<SessionId, Vec<Ino>> = Default::default();
     let mut free = Vec::new();
     let mut taken = 0;
     for (ino, orphan) in p.t.orphans.iter() {
@@ -114,6 +115,18 @@ impl Partition {
         let Some(orphan) = self.t.orphans.get(&ino) else { return Ok(()) };
         let released = self.t.pins.get(&PinKey { ino, session: id }).is_some_and(|pin| !pin.held);
         if released || session.since >= orphan.since { Err(FsError::NotFound) } else { Ok(()) }
+    }
+    /// Orphans that sessions have said to hold. Another process of the same mount may know better.
+    pub fn claims(&self) -> BTreeMap<SessionId, Vec<Ino>> {
+        let mut claims: BTreeMap<SessionId, Vec<Ino>> = BTreeMap::new();
+        for (key, _) in self.t.pins.iter().filter(|(_, pin)| pin.held) {
+            claims.entry(key.session).or_default().push(key.ino);
+        }
+        claims
+    }
+    /// Whether the session has said to hold this orphan.
+    pub fn is_held_by(&self, id: SessionId, ino: Ino) -> bool {
+        self.t.pins.get(&PinKey { ino, session: id }).is_some_and(|pin| pin.held)
     }
     /// Whether the session's last close of the inode must be logged as `Pin { released }`: it is an orphan that the session
     /// may hold. Closes of inodes with a name log nothing (a late duplicate could release a later open).
