@@ -21,10 +21,14 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use rustix::fs::{AtFlags, CWD};
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::fs::FileExt,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    },
     path::Path,
     process::Command,
     sync::{
@@ -525,6 +529,44 @@ fn an_open_unlinked_file_of_a_killed_client_is_freed_by_its_last_close() -> Resu
         drop(file);
         eventually(SOON, || Ok(orphans()? == 0)).with_context(|| format!("killed {killed}: still there"))?;
     }
+    ends_cleanly(&stack, 0)
+}
+
+#[test]
+fn a_file_without_a_name_gets_one_or_goes_although_the_client_is_killed() -> Result<()> {
+    let stack = stack("nameless", &[], &[])?;
+    let client = &stack.clients[0];
+    let open = |flags| {
+        let mut how = fs::File::options();
+        how.read(true).write(true).mode(0o640).custom_flags(libc::O_TMPFILE | flags).open(stack.at(0))
+    };
+    let link = |file: &fs::File, path: &Path| {
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW)
+    };
+    let orphans = || metric(&stack.dir.metanode_addrs()[0], "fusefs_partition_orphans");
+    for (round, killed) in [false, true].into_iter().enumerate() {
+        let path = stack.at(0).join(format!("named{round}"));
+        let (file, gone) = (open(0)?, open(0)?);
+        file.write_all_at(&[7; 100_000], 0)?;
+        gone.write_all_at(&[8; 100_000], 0)?;
+        let meta = file.metadata()?;
+        ensure!((meta.nlink(), meta.mode() & 0o7777) == (0, 0o640), "{meta:?}");
+        ensure!(orphans()? == 2 && fs::read_dir(stack.at(0))?.count() == round, "they have no names");
+        if killed {
+            sigkill(wait_complete(client)?.client)?;
+        }
+        link(&file, &path).with_context(|| format!("killed {killed}: {}", client.child.log_tail()))?;
+        ensure!(file.metadata()?.nlink() == 1 && orphans()? == 1);
+        if killed {
+            sigkill(wait_complete(client)?.client)?;
+        }
+        drop((file, gone));
+        eventually(SOON, || Ok(orphans()? == 0)).context("the other is still there")?;
+        ensure!(fs::read(&path)? == vec![7; 100_000], "killed {killed}: other bytes");
+    }
+    let closed = link(&open(libc::O_EXCL)?, &stack.at(0).join("never"));
+    ensure!(closed == Err(rustix::io::Errno::NOENT), "O_EXCL: no name ever");
     ends_cleanly(&stack, 0)
 }
 
