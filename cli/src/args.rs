@@ -1,7 +1,11 @@
 //! Command line of `fusefs`: parsed here, resolved once in `resolve.rs`, executed in `cmd/`.
 
+#[cfg(target_os = "linux")]
+mod csi_pods;
 mod mount;
 
+#[cfg(target_os = "linux")]
+pub use csi_pods::CsiPodArgs;
 pub use mount::{
     FusePodArgs, JournalCommand, KeeperArgs, MountArgs, MountOptions, MountdArgs, PartArgs, RecoveryArg, UmountArgs,
     UpgradeArgs,

@@ -13,6 +13,8 @@ use fusefs_types::{
 pub(super) struct Opening<'a> {
     vfs: &'a Vfs,
     ino: Ino,
+    /// Number of the request, if an earlier process may have made a handle for it.
+    resent: Option<u64>,
     keep: bool,
 }
 
@@ -26,7 +28,10 @@ impl Opening<'_> {
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
         if !self.keep {
-            // If the cluster was told of this open, it hears of its end with the next close that is sent.
+            if let Some(unique) = self.resent {
+                self.vfs.open.disown(unique);
+            }
+            // If the cluster was told of this open, it soon hears of its end.
             self.vfs.open.abandon(self.ino);
         }
     }
@@ -34,9 +39,9 @@ impl Drop for Opening<'_> {
 
 impl Vfs {
     /// Notes an open under way, before the cluster is asked or as soon as the inode is known.
-    pub(super) fn opening(&self, ino: Ino) -> Opening<'_> {
+    pub(super) fn opening(&self, rq: &Request, ino: Ino) -> Opening<'_> {
         self.open.opening(ino);
-        Opening { vfs: self, ino, keep: false }
+        Opening { vfs: self, ino, resent: rq.resent.then_some(rq.unique), keep: false }
     }
 
     /// Opens a file. Always 1 RPC: close-to-open consistency asks for attributes as of now. The kernel keeps its pages
@@ -49,7 +54,7 @@ impl Vfs {
         } else {
             self.gate().await?;
         }
-        let opening = self.opening(ino);
+        let opening = self.opening(rq, ino);
         self.miss();
         let sent = self.now();
         let ReadReply::Attr(attr) = self.meta.read(Read::Open { ino, write }).await.map_err(by_number)? else {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use fusefs_csi_driver::{
     Cluster, Masters,
-    node::{Node, NodeService, NodeSettings, announce::keep_announced, engine::LogEvents, helper::Helpers},
+    node::{Node, NodeService, NodeSettings, announce::keep_announced, engine::Events, helper::Helpers},
     runtime::{
         MountTokens, ProcessRuntime, ProcessSettings, Runtime,
         hosts::HostDirs,
@@ -31,6 +31,8 @@ pub enum RuntimeArg {
     Process,
     /// Children of one unprivileged daemon, `fusefs mountd`; the driver mounts for them.
     Mountd,
+    /// A pod per volume, made by the controller (Kubernetes).
+    Pod,
 }
 
 /// Options of the node service.
@@ -55,6 +57,9 @@ pub struct NodeArgs {
     /// Who runs the mounts.
     #[arg(long, value_enum, default_value = "process")]
     pub runtime: RuntimeArg,
+    /// Directory of kubelet, at the same path as on the node; with --runtime pod.
+    #[arg(long, default_value = "/var/lib/kubelet", value_name = "DIR")]
+    pub kubelet_dir: PathBuf,
     /// Socket of the node keeper (`fusefs node-keeper`), which holds duplicates of every mount; with --runtime mountd and
     /// pod.
     #[arg(long, value_name = "PATH")]
@@ -86,7 +91,7 @@ fn user(text: &str) -> Result<(u32, u32), String> {
 }
 
 impl NodeArgs {
-    fn name(&self) -> Result<NodeName> {
+    pub(super) fn name(&self) -> Result<NodeName> {
         let name = match &self.node_name {
             Some(name) => name.clone(),
             None => std::fs::read_to_string("/proc/sys/kernel/hostname").context("reading the host name")?,
@@ -102,10 +107,19 @@ impl NodeArgs {
         settings
     }
 
-    fn runtime(&self, cluster: &ClusterArgs, tokens: MountTokens) -> Result<Arc<dyn Runtime>> {
+    fn runtime(
+        &self,
+        cluster: &ClusterArgs,
+        tokens: MountTokens,
+        finder: Option<Arc<dyn HostFinder>>,
+    ) -> Result<Arc<dyn Runtime>> {
         match self.runtime {
             RuntimeArg::Process => self.process(cluster, tokens),
             RuntimeArg::Mountd => self.mountd(cluster, tokens),
+            RuntimeArg::Pod => {
+                let finder = finder.context("--runtime pod needs an API server")?;
+                self.hosted(cluster, tokens, self.kubelet_dir.clone(), finder)
+            }
         }
     }
 
@@ -162,13 +176,14 @@ pub fn start(
     a: &NodeArgs,
     cluster: &ClusterArgs,
     masters: Arc<dyn Cluster>,
+    (events, finder): (Arc<dyn Events>, Option<Arc<dyn HostFinder>>),
     work: &mut JoinSet<()>,
 ) -> Result<NodeService> {
     let name = a.name()?;
     let helpers = Helpers::own().context("finding this program")?;
     let masters = Masters::new(masters);
-    let runtime = a.runtime(cluster, MountTokens::new(masters.clone(), name.clone()))?;
-    let node = Node::open(a.settings(&name), runtime, helpers, Arc::new(LogEvents))
+    let runtime = a.runtime(cluster, MountTokens::new(masters.clone(), name.clone()), finder)?;
+    let node = Node::open(a.settings(&name), runtime, helpers, events)
         .with_context(|| format!("records in {}", a.state_dir.display()))?;
     let (known, announced) = watch::channel(false);
     work.spawn(keep_announced(masters, name, known));
