@@ -71,7 +71,8 @@ pub struct App<'a> {
 /// A moment in the life of a pod.
 #[derive(Clone, Debug)]
 pub struct Mark {
-    restarts: u64,
+    /// Which container of the pod: a container that waits for its start still shows the words of the one before.
+    life: u64,
     lines: usize,
 }
 
@@ -82,8 +83,10 @@ pub struct Said {
     pub errors: Vec<String>,
     /// Longest operation.
     pub longest: (Duration, String),
-    /// Loops now.
+    /// Loops of the container that runs now.
     pub loops: u64,
+    /// It is not the one of the mark.
+    pub restarted: bool,
 }
 
 fn field<'t>(line: &'t str, key: &str) -> Option<&'t str> {
@@ -92,6 +95,15 @@ fn field<'t>(line: &'t str, key: &str) -> Option<&'t str> {
 
 fn number(line: &str, key: &str) -> u64 {
     field(line, key).and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+/// Number of the container that said this.
+fn life(lines: &[String]) -> Option<u64> {
+    lines.iter().find(|l| l.starts_with("BEGIN")).map(|l| number(l, "gen"))
+}
+
+fn loops(lines: &[String]) -> u64 {
+    lines.iter().filter(|l| l.starts_with("LOOP")).map(|l| number(l, "n")).max().unwrap_or(0)
 }
 
 impl<'a> App<'a> {
@@ -112,36 +124,33 @@ impl<'a> App<'a> {
         Ok(self.cluster.run(&args)?.lines().map(str::to_owned).collect())
     }
 
-    fn restarts(&self) -> Result<u64> {
-        let pod = self.cluster.get("pod", APPS, &self.name)?.context("the pod is gone")?;
-        Ok(pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or(0))
-    }
-
     /// Now.
     pub fn mark(&self) -> Result<Mark> {
         let mut mark = None;
         until(&format!("logs of {}", self.name), Duration::from_secs(60), || {
-            mark = Some(Mark { restarts: self.restarts()?, lines: self.logs(false)?.len() });
-            Ok(true)
+            let lines = self.logs(false)?;
+            mark = life(&lines).map(|life| Mark { life, lines: lines.len() });
+            Ok(mark.is_some())
         })?;
         mark.context("a mark")
     }
 
     /// What happened since.
     pub fn since(&self, mark: &Mark) -> Result<Said> {
-        let restarts = self.restarts()?;
         let now = self.logs(false)?;
+        let lives = life(&now).unwrap_or(mark.life + 1).saturating_sub(mark.life);
         let mut lines: Vec<String> = vec![];
-        if restarts == mark.restarts {
+        if lives == 0 {
             lines.extend(now.iter().skip(mark.lines).cloned());
         } else {
-            let skip = if restarts == mark.restarts + 1 { mark.lines } else { 0 };
-            lines.extend(self.logs(true)?.into_iter().skip(skip));
+            let before = self.logs(true)?;
+            let skip = if life(&before) == Some(mark.life) { mark.lines } else { 0 };
+            lines.extend(before.into_iter().skip(skip));
             lines.extend(now.iter().cloned());
         }
-        let mut said = Said { loops: now.iter().map(|l| number(l, "n")).max().unwrap_or(0), ..Said::default() };
+        let mut said = Said { loops: loops(&now), restarted: lives > 0, ..Said::default() };
         said.errors = lines.iter().filter(|l| l.starts_with("ERROR")).cloned().collect();
-        let silent = (restarts - mark.restarts).saturating_sub(said.errors.len() as u64);
+        let silent = lives.saturating_sub(said.errors.len() as u64);
         said.errors.extend((0..silent).map(|_| "ERROR the container ended without a word".to_owned()));
         for line in lines.iter().filter(|l| l.starts_with("LOOP") || l.starts_with("END")) {
             let took = Duration::from_micros(number(line, "max"));
@@ -152,22 +161,22 @@ impl<'a> App<'a> {
         Ok(said)
     }
 
-    /// Waits for some more loops after `mark`, those of a restarted container included.
-    pub fn progress(&self, mark: &Mark, loops: u64, patience: Duration) -> Result<Duration> {
+    /// Waits for some more loops, those of another container included.
+    pub fn progress(&self, mark: &Mark, more: u64, patience: Duration) -> Result<Duration> {
         let mut from = None;
         until(&format!("progress of {}", self.name), patience, || {
-            let count = |lines: &[String]| lines.iter().filter(|l| l.starts_with("LOOP")).map(|l| number(l, "n")).max();
             let lines = self.logs(false)?;
-            let restarted = self.restarts()? > mark.restarts;
-            let now = count(&lines).unwrap_or(0);
-            let start = *from.get_or_insert(if restarted { 0 } else { now });
-            Ok(now >= if restarted && start > now { loops } else { start + loops })
+            let (life, now) = (life(&lines), loops(&lines));
+            if from.is_none_or(|(l, _)| l != life) {
+                from = Some((life, if life == Some(mark.life) { now } else { 0 }));
+            }
+            Ok(life.is_some() && from.is_some_and(|(_, start)| now >= start + more))
         })
     }
 
     /// Waits until it works at all.
     pub fn works(&self, patience: Duration) -> Result<Duration> {
-        let none = Mark { restarts: 0, lines: 0 };
+        let none = Mark { life: 0, lines: 0 };
         let result = until(&format!("first I/O of {}", self.name), patience, || {
             Ok(self.logs(false)?.iter().any(|l| l.starts_with("LOOP")))
         });

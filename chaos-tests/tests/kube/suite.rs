@@ -173,8 +173,11 @@ impl<'a> Run<'a> {
         let before = self.agent.mounts(&lost.node)?;
         let killed = self.agent.kill(&lost.node, &holders)?;
         until("errors of the applications", PATIENCE, || Ok(!lost.since(&mark)?.errors.is_empty()))?;
-        until(&format!("I/O of {} after the loss", lost.name), PATIENCE, || Ok(lost.since(&mark)?.loops > 0))
-            .with_context(|| lost.trouble(&mark))?;
+        let again = until(&format!("I/O of {} after the loss", lost.name), PATIENCE, || {
+            let said = lost.since(&mark)?;
+            Ok(said.restarted && said.loops > 0)
+        });
+        again.with_context(|| lost.trouble(&mark))?;
         let took = began.elapsed();
         self.agent.back(&lost.node, &holders, &killed, PATIENCE)?;
         let after = self.agent.mounts(&lost.node)?;
