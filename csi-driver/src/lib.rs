@@ -15,6 +15,7 @@ mod limits;
 pub mod node;
 pub mod runtime;
 pub mod server;
+pub mod step;
 pub mod valid;
 
 pub use answer::answer;

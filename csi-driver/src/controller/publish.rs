@@ -4,6 +4,7 @@
 use super::Controller;
 use crate::{
     Outcome,
+    step::step,
     valid::{Capability, NodeName, VolumeHandle, map_size, present},
 };
 use fusefs_proto::csi::*;
@@ -26,8 +27,10 @@ impl Controller {
         map_size("volume_context", &r.volume_context)?;
         map_size("secrets", &r.secrets)?;
         let _busy = self.inflight.enter(handle.volume.as_str())?;
+        step("controller.publish.entered");
         let read_only = r.readonly || capability.options.read_only;
         let p = self.masters.publish(&handle, &node, capability.mode, read_only).await?;
+        step("controller.publish.published");
         let access = if p.writer { ACCESS_WRITE } else { ACCESS_READ };
         Ok(ControllerPublishVolumeResponse {
             publish_context: HashMap::from([
@@ -54,7 +57,9 @@ impl Controller {
             },
         };
         let _busy = self.inflight.enter(handle.volume.as_str())?;
+        step("controller.unpublish.entered");
         self.masters.unpublish(&handle, node.as_ref()).await?;
+        step("controller.unpublish.unpublished");
         Ok(done)
     }
 }

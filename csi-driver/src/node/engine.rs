@@ -14,6 +14,7 @@ use crate::{
     Fault, Outcome,
     inflight::{Busy, Inflight},
     runtime::{MountSpec, Runtime, Unstaged},
+    step::step,
 };
 use parking_lot::Mutex;
 use std::{
@@ -158,6 +159,7 @@ impl Node {
 
     /// NodeStageVolume.
     pub async fn stage(&self, request: &StageRequest) -> Outcome<()> {
+        step("node.stage.entered");
         let records = self.load(&request.volume)?;
         let mounts = self.mounts()?;
         let health = self.health(&mounts, &request.staging).await;
@@ -169,11 +171,14 @@ impl Node {
             StagePlan::Mount { detach } => {
                 record.phase = Phase::Making;
                 self.put_stage(&record)?;
+                step("node.stage.recorded");
                 self.mount(&record, detach).await?;
+                step("node.stage.mounted");
                 record.phase = Phase::Made;
             }
         }
         self.put_stage(&record)?;
+        step("node.stage.promised");
         if records.targets.is_empty() { Ok(()) } else { self.rebind(&request.volume).await }
     }
 
@@ -184,7 +189,9 @@ impl Node {
         if detach == 0 || self.mounts()?.top(path).is_none() {
             mounts::make_target(path).map_err(|e| io_fault(format_args!("making {}", path.display()), &e))?;
         }
+        step("node.mount.ready");
         self.runtime.stage(&spec(record)).await?;
+        step("node.mount.made");
         let mounts = self.mounts()?;
         let served = mounts.top(path).is_some_and(|m| m.source == plan::source(&record.name))
             && self.health(&mounts, path).await == Health::Alive;
@@ -201,6 +208,7 @@ impl Node {
 
     /// NodeUnstageVolume.
     pub async fn unstage(&self, volume: &VolumeId, path: &Path) -> Outcome<()> {
+        step("node.unstage.entered");
         let records = self.load(volume)?;
         let mounts = self.mounts()?;
         let health = self.health(&mounts, path).await;
@@ -219,6 +227,7 @@ impl Node {
             UnstagePlan::Unmount => {
                 if let Some(record) = &record {
                     self.put_stage(&StageRecord { phase: Phase::Ending, ..record.clone() })?;
+                    step("node.unstage.recorded");
                 }
                 let spec = record.as_ref().map_or_else(|| unrecorded(volume, found, path), spec);
                 if let Unstaged::Parked(why) = self.runtime.unstage(&spec, self.settings.unstage_timeout).await? {
@@ -226,12 +235,16 @@ impl Node {
                 }
             }
         }
+        step("node.unstage.unmounted");
         // A mount that died has left the directory underneath protected: the orchestrator wants to remove it.
         if self.mounts()?.top(path).is_some() {
             return Err(Fault::unavailable(format!("something is still mounted at {}", path.display())));
         }
         mounts::protect(path, false).map_err(|e| io_fault(format_args!("unprotecting {}", path.display()), &e))?;
-        self.forget(volume, &records.targets)
+        step("node.unstage.unprotected");
+        self.forget(volume, &records.targets)?;
+        step("node.unstage.forgotten");
+        Ok(())
     }
 
     /// Removes the records of a volume whose mount is gone.
@@ -244,6 +257,7 @@ impl Node {
 
     /// NodePublishVolume.
     pub async fn publish(&self, request: &PublishRequest) -> Outcome<()> {
+        step("node.publish.entered");
         let mut repaired = false;
         loop {
             let records = self.load(&request.volume)?;
@@ -267,9 +281,12 @@ impl Node {
         };
         if decided != BindPlan::Keep {
             record(Phase::Making)?;
+            step("node.publish.recorded");
             self.bind(request, decided).await?;
         }
-        record(Phase::Made)
+        record(Phase::Made)?;
+        step("node.publish.promised");
+        Ok(())
     }
 
     /// Makes a target what it should be.
@@ -288,6 +305,7 @@ impl Node {
                 if let Err(error) = mounts::protect(target, true) {
                     tracing::debug!(%error, "the directory underneath stays writable");
                 }
+                step("node.bind.ready");
                 let subdir = request.subdir.as_str();
                 let bound = self.helpers.bind(&request.staging, subdir, target, self.settings.bind_timeout).await;
                 bound.map_err(|e| match e.kind() {
@@ -296,11 +314,15 @@ impl Node {
                 })?;
             }
         }
-        mounts::set_flags(target, plan::flags(request)).map_err(|e| io_fault(at("setting flags of"), &e))
+        step("node.bind.bound");
+        mounts::set_flags(target, plan::flags(request)).map_err(|e| io_fault(at("setting flags of"), &e))?;
+        step("node.bind.flagged");
+        Ok(())
     }
 
     /// NodeUnpublishVolume.
     pub async fn unpublish(&self, volume: &VolumeId, target: &Path) -> Outcome<()> {
+        step("node.unpublish.entered");
         let records = self.load(volume)?;
         let mounts = self.mounts()?;
         let view = View { records: &records, mounts: &mounts, health: Health::Silent };
@@ -308,14 +330,19 @@ impl Node {
         if let Some(record) = records.targets.iter().find(|t| t.target == target) {
             let ending = TargetRecord { phase: Phase::Ending, ..record.clone() };
             self.records.put_target(&ending).map_err(|e| io_fault("writing the node's records", &e))?;
+            step("node.unpublish.recorded");
         }
         let at = |what: &str| format!("{what} {}", target.display());
         mounts::detach(target, layers).map_err(|e| io_fault(at("detaching"), &e))?;
         if self.mounts()?.top(target).is_some() {
             return Err(Fault::unavailable(at("something is still mounted at")));
         }
+        step("node.unpublish.detached");
         mounts::remove_target(target).map_err(|e| io_fault(at("removing"), &e))?;
-        self.records.remove_target(volume, target).map_err(|e| io_fault("removing the node's records", &e))
+        step("node.unpublish.removed");
+        self.records.remove_target(volume, target).map_err(|e| io_fault("removing the node's records", &e))?;
+        step("node.unpublish.forgotten");
+        Ok(())
     }
 
     /// NodeGetVolumeStats.

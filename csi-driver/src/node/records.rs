@@ -7,6 +7,7 @@ use super::{
     model::{Capability, PublishRequest, StageRequest, Subdir, VolumeId},
     paths::{hashed, hashed_path},
 };
+use crate::step::step;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File, OpenOptions},
@@ -241,7 +242,9 @@ fn write<T: Serialize>(dir: &Path, file: &Path, record: &T) -> io::Result<()> {
     let mut out = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
     out.write_all(&serde_json::to_vec_pretty(record)?)?;
     out.sync_all()?;
+    step("record.written");
     fs::rename(&temporary, file)?;
+    step("record.renamed");
     sync_dir(dir)
 }
 

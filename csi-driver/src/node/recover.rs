@@ -6,7 +6,7 @@ use super::{
     plan::{self, RepairPlan, View},
     records::{Phase, VolumeRecords},
 };
-use crate::{Fault, Outcome};
+use crate::{Fault, Outcome, step::step};
 use std::{sync::Arc, time::Duration};
 use tokio::task::JoinSet;
 
@@ -76,8 +76,10 @@ impl Node {
                 return Err(Fault::precondition(format!("something that is not of this driver is mounted at {at}")));
             }
             RepairPlan::Remount { detach } => {
+                step("node.repair.entered");
                 self.drop_dead_targets(&records)?;
                 self.mount(stage, detach).await?;
+                step("node.repair.remounted");
                 self.events.tell(Event::Remounted(volume.clone()));
             }
         }
@@ -108,7 +110,10 @@ impl Node {
                 Err(fault) => Err(fault),
             };
             match bound {
-                Ok(()) => self.events.tell(Event::Rebound(volume.clone(), target)),
+                Ok(()) => {
+                    step("node.repair.rebound");
+                    self.events.tell(Event::Rebound(volume.clone(), target));
+                }
                 Err(fault) => result = Err(fault),
             }
         }

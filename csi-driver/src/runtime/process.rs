@@ -7,7 +7,7 @@
 use super::{MountSpec, Runtime, RuntimeStatus, Unstaged};
 use crate::node::io_fault;
 use crate::node::mounts::Mounts;
-use crate::{Fault, Outcome};
+use crate::{Fault, Outcome, step::step};
 use async_trait::async_trait;
 use std::{
     ffi::OsString,
@@ -105,6 +105,7 @@ impl ProcessRuntime {
             .process_group(0)
             .kill_on_drop(!leave)
             .spawn()?;
+        step(if leave { "node.mount.started" } else { "node.unstage.started" });
         let stderr = child.stderr.take();
         let said = async {
             let (text, status) = tokio::join!(text_of(stderr), child.wait());
