@@ -1,6 +1,8 @@
 //! Test servers, workloads and drivers for whole clusters.
 
 #[cfg(target_os = "linux")]
+pub mod csi;
+#[cfg(target_os = "linux")]
 pub mod replay;
 pub mod s3double;
 pub mod sim;

@@ -69,6 +69,8 @@ pub enum Event {
     Parked(VolumeId, String),
     /// A mount was lost with all its holders and made again.
     Remounted(VolumeId),
+    /// A mount was there without its records; they were written again.
+    Found(VolumeId),
     /// A pod's bind mount was replaced.
     Rebound(VolumeId, PathBuf),
     /// A repair failed; it is tried again.
@@ -90,6 +92,7 @@ impl Events for LogEvents {
         match event {
             Event::Parked(volume, why) => tracing::warn!(%volume, why, "unstaged with data left in the journal"),
             Event::Remounted(volume) => tracing::warn!(%volume, "every holder of the mount was gone; mounted again"),
+            Event::Found(volume) => tracing::warn!(%volume, "records were lost; written again from the masters' and kubelet's"),
             Event::Rebound(volume, target) => {
                 tracing::warn!(%volume, target = %target.display(), "bound again; programs with open files need a restart");
             }

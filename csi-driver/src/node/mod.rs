@@ -5,6 +5,7 @@
 //! says what is mounted, and everything that may wait for a mount runs in a disposable process ([`helper`]).
 
 pub mod engine;
+pub mod found;
 pub mod helper;
 pub mod model;
 pub mod mounts;

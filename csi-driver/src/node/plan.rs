@@ -97,6 +97,9 @@ pub fn stage(view: View<'_>, request: &StageRequest) -> Outcome<StagePlan> {
 
 fn same_stage(record: &StageRecord, view: View<'_>, request: &StageRequest) -> Outcome<()> {
     let standing = record.phase == Phase::Made || view.mounts.top(&record.staging).is_some_and(ours);
+    if record.found && record.staging == request.staging {
+        return Ok(()); // what was not known is known now
+    }
     if record.staging != request.staging && standing {
         return Err(Fault::precondition(format!(
             "volume {} is staged at {} on this node",
@@ -198,7 +201,7 @@ pub fn publish(view: View<'_>, request: &PublishRequest) -> Outcome<PublishPlan>
 /// The specification's table for a second NodePublishVolume of a volume on one node.
 pub fn access(targets: &[TargetRecord], request: &PublishRequest) -> Outcome<()> {
     if let Some(other) = targets.iter().find(|t| t.target == request.target) {
-        if other.request() == *request {
+        if other.found || other.request() == *request {
             return Ok(());
         }
         return Err(Fault::exists(format!(

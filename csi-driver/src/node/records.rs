@@ -53,6 +53,9 @@ pub struct StageRecord {
     pub generation: u64,
     /// How far.
     pub phase: Phase,
+    /// Written from what others knew: the next request says the rest.
+    #[serde(default)]
+    pub found: bool,
 }
 
 /// A bind mount for a pod.
@@ -74,6 +77,9 @@ pub struct TargetRecord {
     pub subdir: Subdir,
     /// How far.
     pub phase: Phase,
+    /// Written from what others knew: the next request says the rest.
+    #[serde(default)]
+    pub found: bool,
 }
 
 impl StageRecord {
@@ -87,6 +93,7 @@ impl StageRecord {
             capability: r.capability.clone(),
             generation: r.generation,
             phase,
+            found: false,
         }
     }
 }
@@ -103,6 +110,7 @@ impl TargetRecord {
             readonly: r.readonly,
             subdir: r.subdir.clone(),
             phase,
+            found: false,
         }
     }
     /// What was asked for ("P" of the specification's table, without secrets).
@@ -287,6 +295,7 @@ mod tests {
             readonly: true,
             subdir: Subdir::parse("a/b").unwrap(),
             phase: Phase::Made,
+            found: false,
         }
     }
 
@@ -300,6 +309,7 @@ mod tests {
             capability: t.capability,
             generation: 7,
             phase: Phase::Making,
+            found: false,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::{
     engine::{Event, Node},
+    found::Attachments,
     model::VolumeId,
     plan::{self, RepairPlan, View},
     records::{Phase, VolumeRecords},
@@ -12,6 +13,8 @@ use tokio::task::JoinSet;
 
 /// Volumes that are repaired at once.
 const PARALLEL: usize = 16;
+/// How long the masters may take to say what is attached.
+const FIND_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a pass did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,15 +53,26 @@ impl Node {
         Ok(pass)
     }
 
-    /// [`Node::reconcile`] at once and then every `period`, until dropped.
-    pub async fn keep_reconciled(self: Arc<Node>, period: Duration) {
+    /// [`Node::reconcile`] and [`Node::find_lost`] at once and then every `period`, until dropped.
+    pub async fn keep_reconciled(self: Arc<Node>, attachments: Arc<dyn Attachments>, period: Duration) {
         let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if let Err(error) = self.reconcile().await {
-                tracing::error!(%error, "the node's records cannot be read");
+            self.reconcile_or_tell().await;
+            // Records that are there do not wait for masters that are not.
+            match tokio::time::timeout(FIND_TIMEOUT, self.find_lost(&*attachments)).await {
+                Ok(Ok(0)) => {}
+                Ok(Ok(_)) => self.reconcile_or_tell().await,
+                Ok(Err(fault)) => tracing::warn!(%fault, "mounts without records are left alone for now"),
+                Err(_) => tracing::warn!("mounts without records are left alone: no master answers"),
             }
+        }
+    }
+
+    async fn reconcile_or_tell(self: &Arc<Node>) {
+        if let Err(error) = self.reconcile().await {
+            tracing::error!(%error, "the node's records cannot be read");
         }
     }
 
