@@ -36,8 +36,10 @@ pub struct Caller {
 /// Codes after which kubelet keeps the volume and calls again, and broken connections.
 fn is_final(status: &Status) -> bool {
     use std::error::Error;
-    let known =
-        matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded | Code::Unavailable | Code::ResourceExhausted | Code::Aborted);
+    let known = matches!(
+        status.code(),
+        Code::Cancelled | Code::DeadlineExceeded | Code::Unavailable | Code::ResourceExhausted | Code::Aborted
+    );
     // A connection that broke has no code of its own here; Go's library answers Unavailable.
     let broken = status.source().is_some() || matches!(status.code(), Code::Unknown);
     !known && !broken

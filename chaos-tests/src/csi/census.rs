@@ -97,7 +97,12 @@ pub fn nothing_left(rig: &Rig, fds_before: &[usize]) -> Result<String> {
         ensure!(mounts.is_empty(), "left on {}: {mounts:#?}", node.name);
         eventually(PATIENCE, || {
             let left = of_mounts(&node.namespace, &node.state.join("mounts"));
-            ensure!(left.is_empty(), "processes left on {}: {:?}", node.name, left.iter().map(describe).collect::<Vec<_>>());
+            ensure!(
+                left.is_empty(),
+                "processes left on {}: {:?}",
+                node.name,
+                left.iter().map(describe).collect::<Vec<_>>()
+            );
             let sockets = entries(&node.namespace.path(Path::new(RUNTIME)));
             ensure!(sockets.is_empty(), "left in {RUNTIME}: {sockets:?}");
             let records = entries(&node.state.join("records"));
@@ -125,7 +130,9 @@ pub fn nothing_left(rig: &Rig, fds_before: &[usize]) -> Result<String> {
         Ok(true)
     })?;
     let pid1: usize = rig.nodes.iter().map(|n| of_mounts(&n.namespace, &n.state.join("mounts")).len()).sum();
-    Ok(format!("0 mounts, {pid1} processes, 0 sockets, 0 records, 0 journals, 0 objects; open files {fds_before:?} as before"))
+    Ok(format!(
+        "0 mounts, {pid1} processes, 0 sockets, 0 records, 0 journals, 0 objects; open files {fds_before:?} as before"
+    ))
 }
 
 fn describe(pid: &u32) -> String {

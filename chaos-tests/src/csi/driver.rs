@@ -1,6 +1,9 @@
 //! What scenarios need of a place where volumes and pods live, so that the same ones can run elsewhere.
 
-use super::{holders::Holders, pod::{Pod, View}};
+use super::{
+    holders::Holders,
+    pod::{Pod, View},
+};
 use anyhow::Result;
 use fusefs_proto::csi::volume_capability::access_mode::Mode;
 use std::{collections::HashMap, path::PathBuf};

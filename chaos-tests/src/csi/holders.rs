@@ -36,9 +36,11 @@ impl Holders {
 
 /// Directory of sockets of the mount at `point`, as seen from outside; the newest. None when nobody is there.
 pub fn runtime_dir(node: &Namespace, point: &Path) -> Option<PathBuf> {
-    let hash = point.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
-        (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)
-    });
+    let hash = point
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
     let hash = format!("{hash:016x}");
     let mut found: Vec<PathBuf> = entries(&node.path(Path::new(RUNTIME)))
         .into_iter()

@@ -48,13 +48,8 @@ impl Plugin {
         let program = PathBuf::from(words.remove(0));
         let child = Child::new(wish.name, &program, words, None, &log)?;
         let child = child.env("FUSEFS_CSI_KILL_FILE", &kill_file.display().to_string());
-        let plugin = Plugin {
-            name: wish.name.into(),
-            child: Mutex::new(child),
-            socket,
-            kill_file,
-            starts: AtomicU64::new(0),
-        };
+        let plugin =
+            Plugin { name: wish.name.into(), child: Mutex::new(child), socket, kill_file, starts: AtomicU64::new(0) };
         plugin.revive()?;
         Ok(plugin)
     }
@@ -107,7 +102,8 @@ impl Plugin {
     /// A connection.
     pub async fn connect(&self) -> Result<Channel, Status> {
         let uri = format!("unix://{}", self.socket.display());
-        let endpoint = tonic::transport::Endpoint::from_shared(uri).map_err(|e| Status::new(Code::Internal, e.to_string()))?;
+        let endpoint =
+            tonic::transport::Endpoint::from_shared(uri).map_err(|e| Status::new(Code::Internal, e.to_string()))?;
         endpoint.connect().await.map_err(|e| Status::unavailable(format!("no connection: {e}")))
     }
 

@@ -29,7 +29,11 @@ struct Row {
 }
 
 const TABLE: &[Row] = &[
-    Row { mode: Mode::SingleNodeWriter, second_node: Err(Code::FailedPrecondition), second_target: Err(Code::FailedPrecondition) },
+    Row {
+        mode: Mode::SingleNodeWriter,
+        second_node: Err(Code::FailedPrecondition),
+        second_target: Err(Code::FailedPrecondition),
+    },
     Row {
         mode: Mode::SingleNodeSingleWriter,
         second_node: Err(Code::FailedPrecondition),
@@ -121,7 +125,8 @@ pub fn a_detached_node_that_comes_back_cannot_write() -> Result<()> {
         let pod = rig.pod(&published, View::Private)?;
         pod.writes("file", "old").map_err(|e| anyhow!(e))?;
         // Written and not synced: it must not land later either.
-        let (done, said) = pod.namespace.run(&["sh", "-c", &format!("printf dirty >'{}/dirty'", pod.data.display())])?;
+        let (done, said) =
+            pod.namespace.run(&["sh", "-c", &format!("printf dirty >'{}/dirty'", pod.data.display())])?;
         ensure!(done, "{said}");
         let frozen = holders(rig, &old)?;
         signal(&frozen, Signal::SIGSTOP)?;

@@ -31,13 +31,8 @@ enum Loss {
     PluginAndRecords,
 }
 
-const LOSSES: [Loss; 5] = [
-    Loss::MountsAndPlugin,
-    Loss::Mounts,
-    Loss::MountsPluginAndRecords,
-    Loss::PluginAndRecords,
-    Loss::MountsAndPlugin,
-];
+const LOSSES: [Loss; 5] =
+    [Loss::MountsAndPlugin, Loss::Mounts, Loss::MountsPluginAndRecords, Loss::PluginAndRecords, Loss::MountsAndPlugin];
 
 /// A published volume and a pod that survives the loss.
 struct Held {

@@ -92,7 +92,9 @@ impl Events for LogEvents {
         match event {
             Event::Parked(volume, why) => tracing::warn!(%volume, why, "unstaged with data left in the journal"),
             Event::Remounted(volume) => tracing::warn!(%volume, "every holder of the mount was gone; mounted again"),
-            Event::Found(volume) => tracing::warn!(%volume, "records were lost; written again from the masters' and kubelet's"),
+            Event::Found(volume) => {
+                tracing::warn!(%volume, "records were lost; written again from the masters' and kubelet's")
+            }
             Event::Rebound(volume, target) => {
                 tracing::warn!(%volume, target = %target.display(), "bound again; programs with open files need a restart");
             }

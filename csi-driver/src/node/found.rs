@@ -110,7 +110,9 @@ fn found(mounts: &Mounts) -> BTreeMap<String, (valid::VolumeHandle, Found<'_>)> 
         if !matches!(name, Some(STAGING | TARGET)) {
             continue;
         }
-        let Some(handle) = handle_at(&m.point).filter(|h| plan::source(h.volume.as_str()) == m.source) else { continue };
+        let Some(handle) = handle_at(&m.point).filter(|h| plan::source(h.volume.as_str()) == m.source) else {
+            continue;
+        };
         let (_, found) = out.entry(id(&handle)).or_insert_with(|| (handle, Found::default()));
         if name == Some(STAGING) {
             found.staging = Some(m);
@@ -205,7 +207,8 @@ mod tests {
             std::fs::write(dir.join(DATA), data).unwrap();
             dir
         };
-        let data = |driver: &str, handle: &str| format!(r#"{{"driverName":"{driver}","volumeHandle":"{handle}","x":1}}"#);
+        let data =
+            |driver: &str, handle: &str| format!(r#"{{"driverName":"{driver}","volumeHandle":"{handle}","x":1}}"#);
         let stage = at("stage", &data(DRIVER_NAME, "vol-a")).join(STAGING);
         let target = at("target", &data(DRIVER_NAME, "vol-a")).join(TARGET);
         let part = at("part", &data(DRIVER_NAME, "vol-a/x/y")).join(STAGING);
