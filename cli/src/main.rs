@@ -12,8 +12,13 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(target_os = "linux")]
-    if let Some(code) = cmd::keeper_process() {
-        return code;
+    {
+        if fusefs_csi_driver::node::helper::run_if_asked() {
+            return ExitCode::SUCCESS;
+        }
+        if let Some(code) = cmd::keeper_process() {
+            return code;
+        }
     }
     end_quietly_when_nobody_reads();
     match command_line().and_then(cmd::run) {

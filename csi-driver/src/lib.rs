@@ -12,7 +12,9 @@ pub mod fault;
 pub mod identity;
 pub mod inflight;
 mod limits;
+#[cfg(target_os = "linux")]
 pub mod node;
+#[cfg(target_os = "linux")]
 pub mod runtime;
 pub mod server;
 pub mod step;

@@ -179,8 +179,7 @@ fn background(a: &MountArgs) -> Result<()> {
     let file = std::fs::OpenOptions::new().create(true).append(true).open(&log);
     let file = file.with_context(|| format!("opening the log {}", log.display()))?;
     let mut child = Command::new(std::env::current_exe()?)
-        .args(arguments_without_background())
-        .arg("--announce")
+        .args(foreground(own_arguments()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(file)
@@ -197,12 +196,24 @@ fn background(a: &MountArgs) -> Result<()> {
     bail!("the mount process ended ({status}):\n{}", said.trim())
 }
 
-/// The arguments of a mount in the foreground; under the name `mount.fusefs` they come from mount(8).
-fn arguments_without_background() -> Vec<String> {
-    let args: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
-    let helper = args.first().is_some_and(|a| a.rsplit('/').next() == Some("mount.fusefs"));
-    let own = if helper { super::from_mount_helper(&args[1..]).unwrap_or_default() } else { args };
-    own.into_iter().skip(1).filter(|a| a != "--background" && a != "-b").collect()
+/// Our arguments; under the name `mount.fusefs` they come from mount(8).
+fn own_arguments() -> Vec<OsString> {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let text: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+    let helper = text.first().is_some_and(|a| a.rsplit('/').next() == Some("mount.fusefs"));
+    let own = helper.then(|| super::from_mount_helper(text.get(1..).unwrap_or_default()).unwrap_or_default());
+    own.map_or(args, |own| own.into_iter().map(OsString::from).collect())
+}
+
+/// The arguments behind the program's name of the same mount in the foreground that says when it is mounted. What follows
+/// `--` is no option.
+fn foreground(args: Vec<OsString>) -> Vec<OsString> {
+    let mut args = args.into_iter().skip(1);
+    let mut out: Vec<OsString> =
+        args.by_ref().take_while(|a| a != "--").filter(|a| a != "--background" && a != "-b").collect();
+    out.extend(["--announce".into(), "--".into()]);
+    out.extend(args);
+    out
 }
 
 /// Where a mount in the background writes its messages.
@@ -274,4 +285,20 @@ pub fn upgrade(a: &crate::args::UpgradeArgs) -> Result<()> {
     let pid = |p: Option<u32>| p.map_or_else(|| "?".to_owned(), |p| p.to_string());
     println!("{}: client {} replaced by {} ({})", point.display(), pid(before), pid(after), binary.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::foreground;
+
+    #[test]
+    fn a_background_mount_starts_the_same_in_the_foreground() {
+        let run = |line: &str| {
+            let out = foreground(line.split(' ').map(Into::into).collect());
+            out.iter().map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(run("fusefs mount -b vol /d --read-only"), "mount vol /d --read-only --announce --");
+        assert_eq!(run("fusefs mount --background -- vol -b"), "mount --announce -- vol -b");
+        assert_eq!(run("fusefs mount --background vol -- --background"), "mount vol --announce -- --background");
+    }
 }

@@ -162,11 +162,11 @@ fn still_there(pid: u32) -> bool {
 
 /// Answers and returns true when this process was started as a helper. First thing in `main`.
 pub fn run_if_asked() -> bool {
-    let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() != Some(WORD) {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_none_or(|word| word != WORD) {
         return false;
     }
-    answer(&arguments.next().unwrap_or_default());
+    answer(&arguments.next().unwrap_or_default().to_string_lossy());
     true
 }
 

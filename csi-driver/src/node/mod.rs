@@ -4,6 +4,7 @@
 //! through any crash, [`recover`] repairs what was lost. Nothing here looks at a mount's path in this process: mountinfo
 //! says what is mounted, and everything that may wait for a mount runs in a disposable process ([`helper`]).
 
+pub mod announce;
 pub mod engine;
 pub mod found;
 pub mod helper;

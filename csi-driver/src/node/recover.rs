@@ -82,7 +82,9 @@ impl Node {
         let Some(stage) = &records.stage else { return Ok(()) };
         let mounts = self.mounts()?;
         let health = self.health(&mounts, &stage.staging).await;
-        match plan::repair(View { records: &records, mounts: &mounts, health }) {
+        let decided = plan::repair(View { records: &records, mounts: &mounts, health });
+        self.drop_dead_targets(&records)?;
+        match decided {
             RepairPlan::Leave => return Ok(()),
             RepairPlan::Adopt => {}
             RepairPlan::Foreign => {
@@ -91,7 +93,6 @@ impl Node {
             }
             RepairPlan::Remount { detach } => {
                 step("node.repair.entered");
-                self.drop_dead_targets(&records)?;
                 self.mount(stage, detach).await?;
                 step("node.repair.remounted");
                 self.events.tell(Event::Remounted(volume.clone()));

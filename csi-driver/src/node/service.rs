@@ -17,7 +17,8 @@ use fusefs_proto::csi::{
     node_service_capability::{Rpc, Type, rpc},
     volume_usage::Unit,
 };
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{sync::watch, time::timeout};
 use tonic::{Request, Response, Status};
 
 /// Key of the publish context: attach generation.
@@ -33,14 +34,26 @@ const CAPABILITIES: [rpc::Type; 5] = [
     rpc::Type::SingleNodeMultiWriter,
 ];
 
+/// How long NodeGetInfo waits for the masters to hear of the node: kubelet registers a node with its answer, and volumes
+/// are published to it from then on. Without masters it answers all the same.
+const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(3);
+
 /// The gRPC service. Clones share the node.
 #[derive(Clone)]
-pub struct NodeService(Arc<Node>);
+pub struct NodeService {
+    node: Arc<Node>,
+    known: Option<watch::Receiver<bool>>,
+}
 
 impl NodeService {
     /// Serves `node`.
     pub fn new(node: Arc<Node>) -> NodeService {
-        NodeService(node)
+        NodeService { node, known: None }
+    }
+
+    /// `known` turns true when the masters know the node ([`super::announce`]).
+    pub fn announced(self, known: watch::Receiver<bool>) -> NodeService {
+        NodeService { known: Some(known), ..self }
     }
 
     /// Runs a call that changes something, alone on its volume. It goes on when the caller hangs up: a cancelled call never
@@ -50,10 +63,10 @@ impl NodeService {
         W: FnOnce(Arc<Node>) -> F,
         F: Future<Output = Outcome<()>> + Send + 'static,
     {
-        let done = match self.0.enter(volume) {
+        let done = match self.node.enter(volume) {
             Err(fault) => Err(fault),
             Ok(busy) => {
-                let work = work(self.0.clone());
+                let work = work(self.node.clone());
                 let task = tokio::spawn(async move {
                     let done = work.await;
                     drop(busy);
@@ -134,7 +147,7 @@ impl node_server::Node for NodeService {
         let r = request.into_inner();
         let what = "NodeGetVolumeStats";
         let (volume, path) = known(&r.volume_id, &r.volume_path).map_err(told(what))?;
-        let stats = self.0.stats(&volume, &path).await.map_err(told(what))?;
+        let stats = self.node.stats(&volume, &path).await.map_err(told(what))?;
         let usage = stats.space.map_or_else(Vec::new, |s| {
             vec![usage(Unit::Bytes, s.bytes, s.bytes_free), usage(Unit::Inodes, s.inodes, s.inodes_free)]
         });
@@ -153,7 +166,7 @@ impl node_server::Node for NodeService {
         let what = "NodeExpandVolume";
         let (volume, path) = known(&r.volume_id, &r.volume_path).map_err(told(what))?;
         let range = valid::CapacityRange::parse(r.capacity_range.as_ref()).map_err(told(what))?;
-        let known = self.0.expand(&volume, &path).await.map_err(told(what))?;
+        let known = self.node.expand(&volume, &path).await.map_err(told(what))?;
         // The quota is the cluster's and already raised; the mount shows it soon.
         let bytes = known.unwrap_or(0).max(range.required);
         Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: signed(bytes) }))
@@ -168,7 +181,11 @@ impl node_server::Node for NodeService {
     }
 
     async fn node_get_info(&self, _: Request<NodeGetInfoRequest>) -> Result<Response<NodeGetInfoResponse>, Status> {
-        let s = self.0.settings();
+        if let Some(mut known) = self.known.clone() {
+            // Too late or for ever: the answer is the same.
+            let _ = timeout(ANNOUNCE_PATIENCE, known.wait_for(|known| *known)).await;
+        }
+        let s = self.node.settings();
         let topology = (!s.topology.is_empty()).then(|| Topology { segments: s.topology.clone() });
         Ok(Response::new(NodeGetInfoResponse {
             node_id: s.node.clone(),

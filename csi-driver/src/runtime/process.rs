@@ -13,7 +13,10 @@ use std::{
     ffi::OsString,
     fs::DirBuilder,
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{DirBuilderExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -21,6 +24,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     process::Command,
+    time::Instant,
 };
 
 /// Variables that a mount's processes get from the plugin.
@@ -29,6 +33,10 @@ const ENVIRONMENT: &[&str] = &["PATH", "FUSEFS_LOG", "FUSEFS_LOG_JSON", "RUST_BA
 const MESSAGE_BYTES_MAX: usize = 1024;
 /// What is read of a command's messages.
 const OUTPUT_BYTES_MAX: u64 = 64 << 10;
+/// Between two looks whether a mount's processes are gone.
+const LOOK: Duration = Duration::from_millis(50);
+/// Files of a state directory that hold data: the journal, and journals that were put aside.
+const DATA_PREFIXES: &[&str] = &["journal.", "parked-"];
 /// A lazy unmount does not wait for anybody.
 const DETACH_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -87,8 +95,7 @@ impl ProcessRuntime {
             out.push("--read-only".into());
         }
         out.extend(spec.options.arguments.iter().map(OsString::from));
-        // Neither can be taken for an option ([`plain`]); a `--` would swallow what --background appends.
-        out.extend([spec.name.clone().into(), spec.staging.clone().into_os_string()]);
+        out.extend(["--".into(), spec.name.clone().into(), spec.staging.clone().into_os_string()]);
         out
     }
 
@@ -114,6 +121,28 @@ impl ProcessRuntime {
         tokio::time::timeout(patience, said).await.ok().transpose()
     }
 
+    /// After a regular unmount: once its processes are gone the mount has removed its journal, unless something is left.
+    async fn ended(&self, spec: &MountSpec, patience: Duration) -> Unstaged {
+        let dir = self.journal(spec);
+        let gone = async {
+            let mut looks = tokio::time::interval(LOOK); // nothing tells when a lock is let go
+            loop {
+                looks.tick().await;
+                if self.status(spec).await != RuntimeStatus::Running {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(patience, gone).await.is_err() {
+            return Unstaged::Parked(format!("unmounted, but still at work in {}", dir.display()));
+        }
+        match left(&dir) {
+            Ok(false) => Unstaged::Flushed,
+            Ok(true) => Unstaged::Parked(format!("what is not in the object store is in {}", dir.display())),
+            Err(e) => Unstaged::Parked(format!("{} cannot be looked at: {e}", dir.display())),
+        }
+    }
+
     async fn detach(&self, staging: &Path, why: &str, spec: &MountSpec) -> Outcome<Unstaged> {
         let arguments = vec!["umount".into(), "--lazy".into(), "--".into(), staging.into()];
         let ended = self.fusefs(arguments, DETACH_PATIENCE, false).await;
@@ -124,6 +153,22 @@ impl ProcessRuntime {
         }
         Ok(Unstaged::Parked(format!("{why}; what is not in the object store is in {}", self.journal(spec).display())))
     }
+}
+
+/// Whether a state directory still holds data. Without, it is removed: volumes come and go, directories must not stay.
+fn left(dir: &Path) -> io::Result<bool> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        if DATA_PREFIXES.iter().any(|p| name.as_bytes().starts_with(p.as_bytes())) {
+            return Ok(true);
+        }
+    }
+    std::fs::remove_dir_all(dir).map(|()| false)
 }
 
 /// Whether name and path are words of their own on a command line.
@@ -168,10 +213,13 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged> {
+        let deadline = Instant::now() + patience;
         let arguments = vec!["umount".into(), "--".into(), spec.staging.clone().into_os_string()];
         let ended = self.fusefs(arguments, patience, false).await;
         match ended.map_err(|e| io_fault("starting fusefs umount", &e))? {
-            Some(ended) if ended.status.success() && !is_mounted(&spec.staging)? => Ok(Unstaged::Flushed),
+            Some(ended) if ended.status.success() && !is_mounted(&spec.staging)? => {
+                Ok(self.ended(spec, deadline - Instant::now()).await)
+            }
             Some(ended) => self.detach(&spec.staging, &ended.text, spec).await,
             None => self.detach(&spec.staging, "the flush did not end in time", spec).await,
         }
@@ -231,7 +279,7 @@ mod tests {
         assert!(
             text.starts_with(&format!(
                 "mount --background --allow-other --master a:1,b:2 --token-file /etc/token --state-dir {} \
-                 --journal-mib 16 --attach-generation=3 --read-only --cache-mib=8 vol /s p\n",
+                 --journal-mib 16 --attach-generation=3 --read-only --cache-mib=8 -- vol /s p\n",
                 state.display()
             )),
             "{text}"
@@ -258,6 +306,14 @@ mod tests {
         let ended = r.unstage(&spec(Path::new("/no/mount")), Duration::from_millis(300)).await.unwrap();
         assert!(matches!(ended, Unstaged::Parked(why) if why.contains("state/k")));
         let r = runtime(dir.path(), "exit 0");
+        let state = dir.path().join("state/k");
+        std::fs::create_dir(&state).unwrap();
+        for (file, kept) in [("journal.0", true), ("mount.log", false)] {
+            std::fs::write(state.join(file), "").unwrap();
+            let ended = r.unstage(&spec(Path::new("/no/mount")), DETACH_PATIENCE).await.unwrap();
+            assert_eq!((matches!(ended, Unstaged::Parked(_)), state.exists()), (kept, kept), "{file}");
+            let _ = std::fs::remove_file(state.join(file));
+        }
         assert_eq!(r.unstage(&spec(Path::new("/no/mount")), DETACH_PATIENCE).await.unwrap(), Unstaged::Flushed);
     }
 }

@@ -1,11 +1,14 @@
 //! `fusefs csi`.
 
+#[cfg(target_os = "linux")]
+mod node;
+
 use super::serve::shutdown;
 use crate::{
     args::{ClusterArgs, parse_size},
     cluster::{components, credential},
 };
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use fusefs_csi_driver::{Controller, Endpoint, Identity, Plugin, controller::Settings};
 use fusefs_meta_client::MasterClient;
@@ -16,7 +19,7 @@ use std::sync::Arc;
 pub enum CsiMode {
     /// The controller service: one or more anywhere in the cluster.
     Controller,
-    /// The node service: one on every node.
+    /// The node service: one on every node (Linux).
     Node,
     /// Both.
     All,
@@ -41,27 +44,35 @@ pub struct CsiArgs {
     /// scheduler; without it the object store counts as unlimited.
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub capacity_pool: Option<u64>,
+    /// The node service.
+    #[cfg(target_os = "linux")]
+    #[command(flatten)]
+    pub node: node::NodeArgs,
     /// Cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
 }
 
-/// Serves until told to end.
+/// Serves until told to end. Mounts go on without the driver.
 pub async fn run(a: CsiArgs) -> Result<()> {
-    if a.mode == CsiMode::Node {
-        bail!("this binary has no node service yet; use --mode controller");
-    }
     let endpoint = Endpoint::parse(&a.endpoint)?;
     let endpoint = if a.group_socket { endpoint.for_group() } else { endpoint };
     let world = components();
     let settings =
         fusefs_meta_client::Settings::new(a.cluster.master.clone(), credential(a.cluster.token_file.as_deref())?);
     let masters = Arc::new(MasterClient::new(settings, world.transport, world.rng));
-    let controller = Controller::new(masters, Settings { capacity_pool: a.capacity_pool });
-    let plugin = Plugin::new(Identity::new()).controller(controller);
-    if a.mode == CsiMode::All {
-        tracing::warn!("this binary has no node service yet: only Identity and Controller are served");
+    let mut plugin = Plugin::new(Identity::new());
+    if a.mode != CsiMode::Node {
+        plugin = plugin.controller(Controller::new(masters.clone(), Settings { capacity_pool: a.capacity_pool }));
     }
+    #[cfg(target_os = "linux")]
+    let mut work = tokio::task::JoinSet::new();
+    #[cfg(target_os = "linux")]
+    if a.mode != CsiMode::Controller {
+        plugin = plugin.node(node::start(&a.node, &a.cluster, masters, &mut work)?);
+    }
+    #[cfg(not(target_os = "linux"))]
+    anyhow::ensure!(a.mode == CsiMode::Controller, "the node service needs Linux; use --mode controller");
     plugin.serve(&endpoint, shutdown(false)).await?;
     Ok(())
 }
