@@ -223,13 +223,12 @@ impl Node {
         let record = records.stage.filter(|r| r.staging == path);
         match decided {
             UnstagePlan::Nothing => return Ok(()),
-            UnstagePlan::Forget => {}
             UnstagePlan::Detach(n) => {
                 mounts::detach(path, n).map_err(|e| io_fault(format_args!("detaching {}", path.display()), &e))?;
                 let why = "every holder of the mount was gone; what is not in the object store is in its journal";
                 self.events.tell(Event::Parked(volume.clone(), why.into()));
             }
-            UnstagePlan::Unmount => {
+            UnstagePlan::Forget | UnstagePlan::Unmount => {
                 if let Some(record) = &record {
                     self.put_stage(&StageRecord { phase: Phase::Ending, ..record.clone() })?;
                     step("node.unstage.recorded");

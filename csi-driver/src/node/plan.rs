@@ -119,7 +119,7 @@ fn same_stage(record: &StageRecord, view: View<'_>, request: &StageRequest) -> O
 pub enum UnstagePlan {
     /// Not staged there.
     Nothing,
-    /// Nothing is mounted; forget the record.
+    /// Nothing is mounted (any more); wait for the end of what was, and forget the record.
     Forget,
     /// Nobody serves it: take the layers off.
     Detach(usize),

@@ -52,7 +52,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// Mounts. Returns when the mount is there and somebody serves it, or with a fault that is not final as long as work may
     /// be under way.
     async fn stage(&self, spec: &MountSpec) -> Outcome<()>;
-    /// Flushes and unmounts; after `patience` parks. Afterwards nothing of ours is mounted at the staging path.
+    /// Flushes and unmounts; after `patience` parks. Afterwards nothing of ours is mounted at the staging path. Also when
+    /// nothing is mounted there any more: an earlier try may still be flushing.
     async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged>;
     /// Processes of the mount.
     async fn status(&self, spec: &MountSpec) -> RuntimeStatus;

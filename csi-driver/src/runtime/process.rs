@@ -213,11 +213,12 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged> {
+        let gone = !is_mounted(&spec.staging)?; // an earlier try, or a reboot: only its end is waited for
         let deadline = Instant::now() + patience;
         let arguments = vec!["umount".into(), "--".into(), spec.staging.clone().into_os_string()];
         let ended = self.fusefs(arguments, patience, false).await;
         match ended.map_err(|e| io_fault("starting fusefs umount", &e))? {
-            Some(ended) if ended.status.success() && !is_mounted(&spec.staging)? => {
+            Some(ended) if (ended.status.success() || gone) && !is_mounted(&spec.staging)? => {
                 Ok(self.ended(spec, deadline - Instant::now()).await)
             }
             Some(ended) => self.detach(&spec.staging, &ended.text, spec).await,
