@@ -72,8 +72,17 @@ impl Caller {
         })
     }
 
-    /// Until it works or the answer is final.
+    /// Until it works.
     pub fn call<T, F>(&self, what: &'static str, plugin: &Plugin, make: F) -> Result<T>
+    where
+        F: AsyncFn(Channel) -> Result<tonic::Response<T>, Status>,
+    {
+        let told = |s: Status| anyhow!("{what} at {}: a final {:?}: {}", plugin.name, s.code(), s.message());
+        self.settled(what, plugin, make)?.map_err(told)
+    }
+
+    /// Until it works or the answer is final.
+    pub fn settled<T, F>(&self, what: &'static str, plugin: &Plugin, make: F) -> Result<Result<T, Status>>
     where
         F: AsyncFn(Channel) -> Result<tonic::Response<T>, Status>,
     {
@@ -84,16 +93,15 @@ impl Caller {
                     let mut tally = self.tally.lock();
                     *tally.done.entry(what).or_default() += 1;
                     tally.longest_ms = tally.longest_ms.max((now_ns() - start) / 1_000_000);
-                    return Ok(reply);
+                    return Ok(Ok(reply));
                 }
                 Err(status) => status,
             };
-            let told = || anyhow!("{what} at {}: {:?}: {}", plugin.name, status.code(), status.message());
             if is_final(&status) {
-                return Err(told().context("a final answer"));
+                return Ok(Err(status));
             }
             if now_ns() - start > PATIENCE.as_nanos() as u64 {
-                return Err(told().context(format!("no end after {PATIENCE:?}")));
+                return Err(anyhow!("{what} at {}: {status:?} after {PATIENCE:?}", plugin.name));
             }
             *self.tally.lock().again.entry(format!("{:?}", status.code())).or_default() += 1;
             pause(Duration::from_millis(wait));

@@ -68,6 +68,7 @@ pub fn kill_mounts(node: &Namespace, state: &Path) -> usize {
 
 /// The end of a node in whatever state it is: connections aborted, processes killed.
 pub fn end_mounts(node: &Namespace, state: &Path) {
+    // Only mounts that were made in this namespace.
     for line in node.mounts().unwrap_or_default() {
         if let Some(minor) = line.device.split(':').nth(1) {
             let _ = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1"); // root only
@@ -118,7 +119,7 @@ pub fn nothing_left(rig: &Rig, fds_before: &[usize]) -> Result<String> {
     }
     let own = fs::read_to_string("/proc/self/mountinfo")?;
     let root = rig.stack.tmp().display().to_string();
-    ensure!(!own.lines().any(|l| l.contains(&root) && l.contains(" fusefs#")), "mounts came out of the namespaces");
+    ensure!(!own.lines().any(|l| l.contains(&root) && l.contains(" fusefs\\043")), "mounts came out of the namespaces");
     eventually(PATIENCE, || {
         let now = fds(rig)?;
         ensure!(now == fds_before, "open files of the plugins: {fds_before:?} before, {now:?} now");

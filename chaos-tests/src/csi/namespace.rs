@@ -11,6 +11,8 @@ use std::{
 pub struct Namespace {
     /// Its only process waits for the end of its input, so nothing outlives the test.
     holder: Child,
+    /// Mounts of ours that it was made with: somebody else's, never counted and never touched.
+    foreign: Vec<Line>,
 }
 
 /// One mount of a namespace.
@@ -46,7 +48,8 @@ impl Namespace {
         if line.trim() != "ready" {
             bail!("no mount namespace ({}); this needs root: {script}", holder.wait()?);
         }
-        Ok(Namespace { holder })
+        let foreign = if outer.is_some() { Vec::new() } else { lines(holder.id())? };
+        Ok(Namespace { holder, foreign })
     }
 
     /// Process inside.
@@ -65,10 +68,9 @@ impl Namespace {
         root.join(inside.strip_prefix("/").unwrap_or(inside))
     }
 
-    /// Mounts of ours here.
+    /// Mounts of ours that were made here.
     pub fn mounts(&self) -> Result<Vec<Line>> {
-        let text = std::fs::read_to_string(format!("/proc/{}/mountinfo", self.pid()))?;
-        Ok(text.lines().filter_map(parse).filter(|l| l.source.starts_with("fusefs#")).collect())
+        Ok(lines(self.pid())?.into_iter().filter(|l| !self.foreign.contains(l)).collect())
     }
 
     /// Mounts of ours at exactly this path.
@@ -92,11 +94,17 @@ impl Drop for Namespace {
     }
 }
 
+fn lines(pid: u32) -> Result<Vec<Line>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    Ok(text.lines().filter_map(parse).filter(|l| l.source.starts_with("fusefs#")).collect())
+}
+
 // 36 35 98:0 /root /mnt rw,noatime master:1 - ext3 /dev/root rw,errors=continue
 fn parse(line: &str) -> Option<Line> {
     let mut words = line.split(' ');
     let (device, root, point) = (words.nth(2)?.into(), words.next()?.into(), words.next()?.into());
     let options = words.next()?.into();
-    let source = words.skip_while(|w| *w != "-").nth(2)?.into();
+    // The kernel writes # as an octal number.
+    let source = words.skip_while(|w| *w != "-").nth(2)?.replace("\\043", "#");
     Some(Line { device, root, point, options, source })
 }

@@ -13,7 +13,10 @@ use crate::stack::Stack;
 use anyhow::{Context, Result, ensure};
 use fusefs_local_cluster::Shape;
 use fusefs_proto::csi::{
-    VolumeCapability, controller_client::ControllerClient, node_client::NodeClient, volume_capability::*, *,
+    controller_client::ControllerClient,
+    node_client::NodeClient,
+    volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode},
+    *,
 };
 use sha2::{Digest, Sha256};
 use std::{

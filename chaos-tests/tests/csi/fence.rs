@@ -51,16 +51,16 @@ const TABLE: &[Row] = &[
 ];
 
 /// ControllerPublish for the second node: what it may, or the code.
-fn attach_once(rig: &Rig, staged: &Staged, node: usize) -> Result<String, tonic::Status> {
+fn attach_once(rig: &Rig, staged: &Staged, node: usize) -> Result<Result<String, tonic::Status>> {
     let request = ControllerPublishVolumeRequest {
         volume_id: staged.volume.id.clone(),
         node_id: rig.nodes[node].name.clone(),
         volume_capability: Rig::stage_request(staged).volume_capability,
         ..Default::default()
     };
-    let publish = async |c| ControllerClient::new(c).controller_publish_volume(request).await;
-    let reply = rig.caller.once(&rig.controller, publish)?;
-    Ok(reply.publish_context.get("fusefs.io/access").cloned().unwrap_or_default())
+    let publish = async |c| ControllerClient::new(c).controller_publish_volume(request.clone()).await;
+    let reply = rig.caller.settled("ControllerPublish", &rig.controller, publish)?;
+    Ok(reply.map(|r| r.publish_context.get("fusefs.io/access").cloned().unwrap_or_default()))
 }
 
 /// The table of access modes, between nodes and on one, with real mounts, also after both plugins were killed.
@@ -83,7 +83,7 @@ fn one_row(rig: &Rig, i: usize, row: &Row) -> Result<()> {
     rig.kill_plugin(Some(0))?;
     rig.plugin_ready(None)?;
     rig.plugin_ready(Some(0))?;
-    match (attach_once(rig, &staged, 1), &row.second_node) {
+    match (attach_once(rig, &staged, 1)?, &row.second_node) {
         (Ok(access), Ok(want)) => ensure!(access == **want, "the second node may {access}"),
         (Err(status), Err(code)) => {
             ensure!(status.code() == *code && status.message().contains("node-0"), "{status:?} should name the holder");
@@ -95,8 +95,8 @@ fn one_row(rig: &Rig, i: usize, row: &Row) -> Result<()> {
     (second.pod, second.target) = ("second".into(), target);
     std::fs::create_dir_all(second.target.parent().context("a parent")?)?;
     let request = rig.publish_request(&second);
-    let publish = async |c| NodeClient::new(c).node_publish_volume(request).await;
-    let answer = rig.caller.once(&rig.nodes[0].plugin, publish).map(|_| ()).map_err(|s| s.code());
+    let publish = async |c| NodeClient::new(c).node_publish_volume(request.clone()).await;
+    let answer = rig.caller.settled("NodePublish", &rig.nodes[0].plugin, publish)?.map(|_| ()).map_err(|s| s.code());
     ensure!(answer == row.second_target, "a second target: {answer:?} instead of {:?}", row.second_target);
     rig.unpublish(&second)?; // also of what was refused
     rig.unpublish(&first)?;
