@@ -2,6 +2,7 @@
 
 #[cfg(target_os = "linux")]
 pub mod csi;
+pub mod kube;
 #[cfg(target_os = "linux")]
 pub mod replay;
 pub mod s3double;

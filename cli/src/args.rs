@@ -1,8 +1,15 @@
 //! Command line of `fusefs`: parsed here, resolved once in `resolve.rs`, executed in `cmd/`.
 
+#[cfg(target_os = "linux")]
+mod csi_pods;
 mod mount;
 
-pub use mount::{JournalCommand, KeeperArgs, MountArgs, MountOptions, PartArgs, RecoveryArg, UmountArgs, UpgradeArgs};
+#[cfg(target_os = "linux")]
+pub use csi_pods::CsiPodArgs;
+pub use mount::{
+    FusePodArgs, JournalCommand, KeeperArgs, MountArgs, MountOptions, MountdArgs, PartArgs, RecoveryArg, UmountArgs,
+    UpgradeArgs,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -52,6 +59,15 @@ pub enum Command {
     /// Hold a mount's files so that its other processes may die (started by `fusefs mount`).
     #[command(hide = true)]
     Keeper(KeeperArgs),
+    /// Hold duplicates of every mount of a node, so that the CSI node plugin and its fuse pods may die (a DaemonSet).
+    #[command(hide = true)]
+    NodeKeeper(KeeperArgs),
+    /// Serve a mount that the CSI node plugin makes and hands over (the process of a fuse pod).
+    #[command(hide = true)]
+    FusePod(FusePodArgs),
+    /// Serve all mounts of the CSI node plugin on this node from one daemon.
+    #[command(hide = true)]
+    Mountd(MountdArgs),
     /// Take a living mount over from its keeper (started by the keeper).
     #[command(hide = true)]
     Adopt(PartArgs),

@@ -11,6 +11,8 @@ pub mod controller;
 pub mod fault;
 pub mod identity;
 pub mod inflight;
+#[cfg(all(feature = "kube", target_os = "linux"))]
+pub mod kube;
 mod limits;
 #[cfg(target_os = "linux")]
 pub mod node;

@@ -59,6 +59,8 @@ namespaced! {
     a_silent_mount_is_left_alone => inner_silent;
     /// Subdirectories stay beneath the volume.
     subdirectories_do_not_lead_out => inner_subdir;
+    /// What pods make belongs to the volume mount group.
+    a_group_gets_what_is_made => inner_group;
     /// Crashes between a record and its effect.
     half_done_work_is_finished => inner_half_done;
     /// Records were lost: rights to mount, mountinfo and kubelet's files give them back.
@@ -177,7 +179,7 @@ fn volume() -> VolumeId {
 }
 
 fn capability(mode: AccessMode) -> Capability {
-    Capability { mode, options: MountOptions::default() }
+    Capability { mode, options: MountOptions::default(), group: None }
 }
 
 fn code(answer: Outcome<()>) -> Code {
@@ -384,6 +386,43 @@ async fn inner_subdir() {
 
 #[tokio::test]
 #[ignore = "needs a mount namespace"]
+async fn inner_group() {
+    use std::os::unix::fs::MetadataExt;
+    let of = |path: &Path| fs::metadata(path).map(|m| (m.gid(), m.mode() & 0o7777)).unwrap();
+    let b = Bench::new();
+    let group = |c: Capability| Capability { group: Some(4321), ..c };
+    let mut stage = b.stage();
+    stage.capability = group(stage.capability);
+    b.node.stage(&stage).await.unwrap();
+    fs::create_dir(stage.staging.join("sub")).unwrap();
+    fs::set_permissions(&stage.staging, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let pod = |name: &str, sub: &str, readonly| {
+        let p = PublishRequest { subdir: Subdir::parse(sub).unwrap(), readonly, ..b.pod(name) };
+        PublishRequest { capability: group(p.capability), ..p }
+    };
+    b.node.publish(&pod("ro", "", true)).await.unwrap();
+    assert_eq!(of(&stage.staging), (0, 0o755)); // nothing is made through it
+    b.node.publish(&pod("sub", "sub", false)).await.unwrap();
+    assert_eq!((of(&stage.staging).0, of(&b.target("sub"))), (0, (4321, 0o2775)));
+    for _ in 0..2 {
+        b.node.publish(&pod("all", "", false)).await.unwrap();
+        assert_eq!(of(&b.target("all")), (4321, 0o2775));
+    }
+    fs::create_dir(b.target("all").join("made")).unwrap();
+    assert_eq!(of(&b.target("all").join("made")), (4321, 0o2755));
+    b.node.publish(&b.pod("plain")).await.unwrap();
+    let mut other = pod("other", "", false);
+    other.capability.group = Some(1);
+    assert_eq!(code(b.node.publish(&other).await), Code::AlreadyExists);
+    for name in ["ro", "sub", "all", "plain"] {
+        b.unpublish(name).await.unwrap();
+    }
+    b.unstage().await.unwrap();
+    b.assert_clean();
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace"]
 async fn inner_half_done() {
     use fusefs_csi_driver::node::records::{Phase, Records, StageRecord, TargetRecord};
     let mut b = Bench::new();
@@ -448,7 +487,7 @@ async fn inner_found() {
     };
     let mut options = MountOptions { no_exec: true, ..MountOptions::default() };
     options.arguments.push("--cache-mib=8".into());
-    let capability = Capability { mode: AccessMode::MultiNodeMultiWriter, options };
+    let capability = Capability { mode: AccessMode::MultiNodeMultiWriter, options, group: None };
     let stage =
         StageRequest { staging: kubelet("stage").join("globalmount"), capability: capability.clone(), ..b.stage() };
     let pod = |name: &str, readonly| PublishRequest {

@@ -15,7 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("master", &["types", "proto", "cluster-state", "raft-host", "data-path", "meta-client"]),
     ("metanode", &["types", "proto", "meta-state", "raft-host", "data-path", "meta-client"]),
     ("fuse-client", &["types", "proto", "meta-client", "data-path"]),
-    ("csi-driver", &["types", "proto", "meta-client"]),
+    ("csi-driver", &["types", "proto", "meta-client", "fuse-client"]),
     (
         "libs/local-cluster",
         &["types", "proto", "master", "metanode", "fuse-client", "meta-client", "raft-host", "data-path"],

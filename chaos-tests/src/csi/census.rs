@@ -15,6 +15,8 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 /// How long the last flush, the end of processes and the collection of objects may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often open files are looked at before the fewest count.
+const LOOKS: usize = 20;
 
 /// Running `fusefs` processes whose command line names something below `root`.
 pub fn processes(root: &Path) -> BTreeSet<u32> {
@@ -86,9 +88,18 @@ pub fn nothing_stacked(node: &Namespace) -> Result<usize> {
     Ok(lines.len())
 }
 
-/// Open files of the plugins at rest.
+/// Open files of the plugins at rest: the fewest that were seen within a while, since a call that has been answered holds
+/// its connection for a moment more.
 pub fn fds(rig: &Rig) -> Result<Vec<usize>> {
-    rig.nodes.iter().map(|n| &n.plugin).chain([&rig.controller]).map(super::plugin::Plugin::fds).collect()
+    let look =
+        || rig.nodes.iter().map(|n| &n.plugin).chain([&rig.controller]).map(super::plugin::Plugin::fds).collect();
+    let mut fewest: Vec<usize> = look()?;
+    for _ in 0..LOOKS {
+        pause(Duration::from_millis(50));
+        let now: Vec<usize> = look()?;
+        fewest.iter_mut().zip(now).for_each(|(least, n)| *least = n.min(*least));
+    }
+    Ok(fewest)
 }
 
 /// After the last volume was deleted nothing may be left. What was counted, in words.
@@ -122,7 +133,10 @@ pub fn nothing_left(rig: &Rig, fds_before: &[usize]) -> Result<String> {
     ensure!(!own.lines().any(|l| l.contains(&root) && l.contains(" fusefs\\043")), "mounts came out of the namespaces");
     eventually(PATIENCE, || {
         let now = fds(rig)?;
-        ensure!(now == fds_before, "open files of the plugins: {fds_before:?} before, {now:?} now");
+        ensure!(
+            now.iter().zip(fds_before).all(|(n, b)| n <= b),
+            "open files of the plugins: {fds_before:?} before, {now:?} now"
+        );
         Ok(true)
     })?;
     eventually(PATIENCE, || {
@@ -132,7 +146,7 @@ pub fn nothing_left(rig: &Rig, fds_before: &[usize]) -> Result<String> {
     })?;
     let pid1: usize = rig.nodes.iter().map(|n| of_mounts(&n.namespace, &n.state.join("mounts")).len()).sum();
     Ok(format!(
-        "0 mounts, {pid1} processes, 0 sockets, 0 records, 0 journals, 0 objects; open files {fds_before:?} as before"
+        "0 mounts, {pid1} processes, 0 sockets, 0 records, 0 journals, 0 objects; open files not above {fds_before:?}"
     ))
 }
 

@@ -11,6 +11,8 @@ mod journal;
 mod mount;
 #[cfg(target_os = "linux")]
 mod parts;
+#[cfg(target_os = "linux")]
+mod pods;
 mod serve;
 mod status;
 mod store;
@@ -43,6 +45,12 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Upgrade(a) => mount::upgrade(&a).map(done),
         #[cfg(target_os = "linux")]
         Command::Keeper(a) => parts::keeper(&a).map(done),
+        #[cfg(target_os = "linux")]
+        Command::NodeKeeper(a) => pods::node_keeper(&a).map(done),
+        #[cfg(target_os = "linux")]
+        Command::FusePod(a) => pods::fuse_pod(&a, common_args(&cli.log, cli.log_json)).map(done),
+        #[cfg(target_os = "linux")]
+        Command::Mountd(a) => pods::mountd(&a, &common_args(&cli.log, cli.log_json)).map(done),
         #[cfg(target_os = "linux")]
         Command::Adopt(a) => parts::adopt(&a, common_args(&cli.log, cli.log_json)).map(done),
         #[cfg(target_os = "linux")]

@@ -57,7 +57,10 @@ pub fn client(a: &PartArgs) -> Result<ExitCode> {
         Err(e) => return Ok(failed(&e, "starting")),
     };
     let mount: MountArgs = serde_json::from_slice(worker.spec()).context("options of the mount")?;
-    let credential = credential(mount.cluster.token_file.as_deref())?;
+    let credential = match worker.credential() {
+        Some(given) => given,
+        None => credential(mount.credential_file())?,
+    };
     let settings =
         mount::settings(&mount.volume, &mount.mountpoint, mount.cluster.master.clone(), credential, &mount.options);
     match super::runtime()?.block_on(worker.serve(&settings, components())) {

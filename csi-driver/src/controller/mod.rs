@@ -2,6 +2,7 @@
 //! comes from the masters, so it may be restarted, run twice, or lose an answer at any time.
 
 mod list;
+mod pods;
 mod publish;
 mod volume;
 
@@ -16,7 +17,8 @@ use fusefs_proto::csi::{self, controller_service_capability as capability, *};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
-pub use publish::{ACCESS_READ, ACCESS_WRITE, PUBLISH_ACCESS, PUBLISH_ATTACH};
+pub use pods::{Claim, PodMaker};
+pub use publish::{ACCESS_READ, ACCESS_WRITE, PUBLISH_ACCESS, PUBLISH_ATTACH, PUBLISH_POD};
 
 /// Settings of the controller.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,7 @@ pub struct Controller {
     masters: Masters,
     inflight: Inflight,
     settings: Settings,
+    pods: Option<Arc<dyn PodMaker>>,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -39,7 +42,12 @@ type Reply<T> = Result<Response<T>, Status>;
 impl Controller {
     /// A controller of `cluster`.
     pub fn new(cluster: Arc<dyn Cluster>, settings: Settings) -> Controller {
-        Controller { masters: Masters::new(cluster), inflight: Inflight::default(), settings }
+        Controller { masters: Masters::new(cluster), inflight: Inflight::default(), settings, pods: None }
+    }
+
+    /// The same, with a pod for each publication.
+    pub fn with_pods(self, pods: Arc<dyn PodMaker>) -> Controller {
+        Controller { pods: Some(pods), ..self }
     }
 
     /// Calls that run now.

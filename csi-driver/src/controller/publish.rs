@@ -8,12 +8,13 @@ use crate::{
     valid::{Capability, NodeName, VolumeHandle, map_size, present},
 };
 use fusefs_proto::csi::*;
-use std::collections::HashMap;
 
 /// Key of the publish context: attach generation, a decimal number. Not a secret.
 pub const PUBLISH_ATTACH: &str = "fusefs.io/attach";
 /// Key of the publish context: what the node may do, [`ACCESS_WRITE`] or [`ACCESS_READ`].
 pub const PUBLISH_ACCESS: &str = "fusefs.io/access";
+/// Key of the publish context: `NAMESPACE/NAME` of the pod that serves the volume on the node, where there are such pods.
+pub const PUBLISH_POD: &str = "fusefs.io/pod";
 /// The node may write.
 pub const ACCESS_WRITE: &str = "rw";
 /// The node may only read.
@@ -29,15 +30,16 @@ impl Controller {
         let _busy = self.inflight.enter(handle.volume.as_str())?;
         step("controller.publish.entered");
         let read_only = r.readonly || capability.options.read_only;
+        let (volume, pods) = (handle.to_string(), self.pods.as_ref());
+        // Dropped at the end, whatever it was: publications are looked at, and the pod is made. Nobody waits for it here.
+        let _claim = pods.map(|pods| pods.claim(&volume, node.as_str()));
         let p = self.masters.publish(&handle, &node, capability.mode, read_only).await?;
         step("controller.publish.published");
         let access = if p.writer { ACCESS_WRITE } else { ACCESS_READ };
-        Ok(ControllerPublishVolumeResponse {
-            publish_context: HashMap::from([
-                (PUBLISH_ATTACH.to_owned(), p.generation.to_string()),
-                (PUBLISH_ACCESS.to_owned(), access.to_owned()),
-            ]),
-        })
+        let context = [(PUBLISH_ATTACH, p.generation.to_string()), (PUBLISH_ACCESS, access.to_owned())];
+        let pod = pods.map(|pods| (PUBLISH_POD, pods.pod(&volume, node.as_str())));
+        let context = context.into_iter().chain(pod).map(|(k, v)| (k.to_owned(), v));
+        Ok(ControllerPublishVolumeResponse { publish_context: context.collect() })
     }
 
     pub(super) async fn unpublish(
@@ -58,8 +60,12 @@ impl Controller {
         };
         let _busy = self.inflight.enter(handle.volume.as_str())?;
         step("controller.unpublish.entered");
-        self.masters.unpublish(&handle, node.as_ref()).await?;
+        let unpublished = self.masters.unpublish(&handle, node.as_ref()).await;
         step("controller.unpublish.unpublished");
+        if let Some(pods) = &self.pods {
+            pods.changed();
+        }
+        unpublished?;
         Ok(done)
     }
 }

@@ -1,7 +1,7 @@
 //! Carries plans out: records first, then the effect, then the record that it is done.
 
 use super::{
-    helper::{Helpers, Space},
+    helper::{Bind, Helpers, Space},
     io_fault,
     model::{PublishRequest, StageRequest, VolumeId},
     mounts::{self, Mounts},
@@ -166,9 +166,13 @@ impl Node {
     pub async fn stage(&self, request: &StageRequest) -> Outcome<()> {
         step("node.stage.entered");
         let records = self.load(&request.volume)?;
+        if let Some(stage) = &records.stage {
+            self.runtime.adopt(&spec(stage)).await?;
+        }
         let mounts = self.mounts()?;
         let health = self.health(&mounts, &request.staging).await;
         let view = View { records: &records, mounts: &mounts, health };
+        let request = &plan::inherited(view, request);
         let mut record = StageRecord::new(request, Phase::Made);
         match plan::stage(view, request)? {
             StagePlan::Adopt if records.stage.as_ref() == Some(&record) => return Ok(()),
@@ -297,27 +301,34 @@ impl Node {
     pub(super) async fn bind(&self, request: &PublishRequest, decided: BindPlan) -> Outcome<()> {
         let target = &request.target;
         let at = |what: &str| format!("{what} {}", target.display());
-        match decided {
+        let detach = match decided {
             BindPlan::Keep => return Ok(()),
-            BindPlan::Flags => {}
-            BindPlan::Bind { detach } => {
-                mounts::detach(target, detach).map_err(|e| io_fault(at("detaching"), &e))?;
-                if self.mounts()?.top(target).is_some() {
-                    return Err(Fault::unavailable(at("something was mounted meanwhile at")));
-                }
-                mounts::make_target(target).map_err(|e| io_fault(at("making"), &e))?;
-                if let Err(error) = mounts::protect(target, true) {
-                    tracing::debug!(%error, "the directory underneath stays writable");
-                }
-                step("node.bind.ready");
-                let subdir = request.subdir.as_str();
-                let bound = self.helpers.bind(&request.staging, subdir, target, self.settings.bind_timeout).await;
-                bound.map_err(|e| match e.kind() {
-                    io::ErrorKind::NotFound => Fault::not_found(format!("the volume has no directory {subdir}")),
-                    _ => io_fault(at("binding"), &e),
-                })?;
-            }
+            // What other namespaces see cannot be changed from here: it is replaced.
+            BindPlan::Flags => 1,
+            BindPlan::Bind { detach } => detach,
+        };
+        mounts::detach(target, detach).map_err(|e| io_fault(at("detaching"), &e))?;
+        if self.mounts()?.top(target).is_some() {
+            return Err(Fault::unavailable(at("something was mounted meanwhile at")));
         }
+        mounts::make_target(target).map_err(|e| io_fault(at("making"), &e))?;
+        if let Err(error) = mounts::protect(target, true) {
+            tracing::debug!(%error, "the directory underneath stays writable");
+        }
+        step("node.bind.ready");
+        let subdir = request.subdir.as_str();
+        let bind = Bind {
+            from: request.staging.clone(),
+            subdir: subdir.to_owned(),
+            target: target.clone(),
+            group: request.capability.group.filter(|_| !request.bind_read_only()),
+            flags: plan::flags(request),
+        };
+        let bound = self.helpers.bind(bind, self.settings.bind_timeout).await;
+        bound.map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Fault::not_found(format!("the volume has no directory {subdir}")),
+            _ => io_fault(at("binding"), &e),
+        })?;
         step("node.bind.bound");
         mounts::set_flags(target, plan::flags(request)).map_err(|e| io_fault(at("setting flags of"), &e))?;
         step("node.bind.flagged");
@@ -387,6 +398,7 @@ impl Node {
 pub(super) fn spec(record: &StageRecord) -> MountSpec {
     MountSpec {
         key: hashed(record.volume.as_str().as_bytes()),
+        volume: record.volume.as_str().to_owned(),
         name: record.name.clone(),
         staging: record.staging.clone(),
         read_only: record.capability.read_only(),
@@ -399,6 +411,7 @@ pub(super) fn spec(record: &StageRecord) -> MountSpec {
 fn unrecorded(volume: &VolumeId, name: &str, path: &Path) -> MountSpec {
     MountSpec {
         key: hashed(volume.as_str().as_bytes()),
+        volume: volume.as_str().to_owned(),
         name: name.to_owned(),
         staging: path.to_owned(),
         read_only: false,

@@ -95,13 +95,6 @@ struct Found<'a> {
     targets: BTreeMap<PathBuf, &'a Mount>,
 }
 
-fn id(handle: &valid::VolumeHandle) -> String {
-    match &handle.subdir {
-        None => handle.volume.as_str().to_owned(),
-        Some(subdir) => format!("{}/{}", handle.volume.as_str(), subdir.as_str()),
-    }
-}
-
 /// Our mounts at paths of kubelet whose file names the same volume; the top one of each path. By volume id.
 fn found(mounts: &Mounts) -> BTreeMap<String, (valid::VolumeHandle, Found<'_>)> {
     let mut out = BTreeMap::<_, (_, Found<'_>)>::new();
@@ -113,7 +106,7 @@ fn found(mounts: &Mounts) -> BTreeMap<String, (valid::VolumeHandle, Found<'_>)> 
         let Some(handle) = handle_at(&m.point).filter(|h| plan::source(h.volume.as_str()) == m.source) else {
             continue;
         };
-        let (_, found) = out.entry(id(&handle)).or_insert_with(|| (handle, Found::default()));
+        let (_, found) = out.entry(handle.to_string()).or_insert_with(|| (handle, Found::default()));
         if name == Some(STAGING) {
             found.staging = Some(m);
         } else {
@@ -161,6 +154,7 @@ impl Node {
         let failed = |e| io_fault("writing the node's records", &e);
         let read_only = !right.writer;
         let capability = |no_exec| Capability {
+            group: None,
             mode: right.mode,
             options: MountOptions { read_only, no_exec, ..MountOptions::default() },
         };

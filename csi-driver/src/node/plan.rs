@@ -80,6 +80,21 @@ pub enum StagePlan {
     },
 }
 
+/// A request that names no group, for a volume that is staged with one, means that one: pods with and without a group may
+/// share a volume, and which of them the orchestrator speaks for is chance.
+pub fn inherited(view: View<'_>, request: &StageRequest) -> StageRequest {
+    let mut request = request.clone();
+    if let Some(record) = view.records.stage.as_ref().filter(|r| standing(r, view)) {
+        request.capability.group = request.capability.group.or(record.capability.group);
+    }
+    request
+}
+
+/// Whether a record's mount was promised, or exists.
+fn standing(record: &StageRecord, view: View<'_>) -> bool {
+    record.phase == Phase::Made || view.mounts.top(&record.staging).is_some_and(ours)
+}
+
 /// Decides NodeStageVolume.
 pub fn stage(view: View<'_>, request: &StageRequest) -> Outcome<StagePlan> {
     let found = staging(view.mounts, &request.staging, &request.name, view.health);
@@ -96,10 +111,10 @@ pub fn stage(view: View<'_>, request: &StageRequest) -> Outcome<StagePlan> {
 }
 
 fn same_stage(record: &StageRecord, view: View<'_>, request: &StageRequest) -> Outcome<()> {
-    let standing = record.phase == Phase::Made || view.mounts.top(&record.staging).is_some_and(ours);
     if record.found && record.staging == request.staging {
         return Ok(()); // what was not known is known now
     }
+    let standing = standing(record, view);
     if record.staging != request.staging && standing {
         return Err(Fault::precondition(format!(
             "volume {} is staged at {} on this node",
@@ -185,6 +200,9 @@ pub fn publish(view: View<'_>, request: &PublishRequest) -> Outcome<PublishPlan>
             request.staging.display()
         )));
     };
+    if request.capability.group.is_some() && request.capability.group != stage.capability.group {
+        return Err(Fault::exists(format!("volume {} is staged on this node for another group", request.volume)));
+    }
     access(&view.records.targets, request)?;
     match staging(view.mounts, &stage.staging, &stage.name, view.health) {
         Staging::Live(mount) => Ok(PublishPlan::Target(bind(view.mounts, mount, request)?)),

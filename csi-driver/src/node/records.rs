@@ -291,7 +291,11 @@ mod tests {
             volume: VolumeId::parse(volume).unwrap(),
             staging: "/s".into(),
             target: path.into(),
-            capability: Capability { mode: AccessMode::SingleNodeWriter, options: MountOptions::default() },
+            capability: Capability {
+                mode: AccessMode::SingleNodeWriter,
+                options: MountOptions::default(),
+                group: None,
+            },
             readonly: true,
             subdir: Subdir::parse("a/b").unwrap(),
             phase: Phase::Made,

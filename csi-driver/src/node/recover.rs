@@ -1,9 +1,10 @@
 //! Recovery: what was promised is made true again. At the start of the plugin, and now and then while it runs.
 
 use super::{
-    engine::{Event, Node},
+    engine::{Event, Node, spec},
     found::Attachments,
     model::VolumeId,
+    paths::hashed,
     plan::{self, RepairPlan, View},
     records::{Phase, VolumeRecords},
 };
@@ -30,6 +31,12 @@ pub struct Pass {
 impl Node {
     /// Looks at every recorded volume once. Volumes with a call in flight are left to that call.
     pub async fn reconcile(self: &Arc<Node>) -> std::io::Result<Pass> {
+        let pass = self.repair_all().await?;
+        self.collect().await?;
+        Ok(pass)
+    }
+
+    async fn repair_all(self: &Arc<Node>) -> std::io::Result<Pass> {
         let all = self.records.load_all()?;
         let mut pass = Pass { volumes: all.len(), ..Pass::default() };
         let mut running = JoinSet::new();
@@ -53,40 +60,57 @@ impl Node {
         Ok(pass)
     }
 
+    /// Lets the runtime go what no record names.
+    async fn collect(&self) -> std::io::Result<()> {
+        // Read again: what was staged meanwhile is wanted, too.
+        let all = self.records.load_all()?;
+        let wanted = all.iter().filter_map(volume_of).map(|v| hashed(v.as_str().as_bytes())).collect();
+        self.runtime.collect(&wanted).await;
+        Ok(())
+    }
+
     /// [`Node::reconcile`] and [`Node::find_lost`] at once and then every `period`, until dropped.
     pub async fn keep_reconciled(self: Arc<Node>, attachments: Arc<dyn Attachments>, period: Duration) {
         let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.reconcile_or_tell().await;
-            // Records that are there do not wait for masters that are not.
-            match tokio::time::timeout(FIND_TIMEOUT, self.find_lost(&*attachments)).await {
-                Ok(Ok(0)) => {}
-                Ok(Ok(_)) => self.reconcile_or_tell().await,
-                Ok(Err(fault)) => tracing::warn!(%fault, "mounts without records are left alone for now"),
-                Err(_) => tracing::warn!("mounts without records are left alone: no master answers"),
+            if let Err(error) = self.reconcile_with(&*attachments).await {
+                tracing::error!(%error, "the node's records cannot be read");
             }
         }
     }
 
-    async fn reconcile_or_tell(self: &Arc<Node>) {
-        if let Err(error) = self.reconcile().await {
-            tracing::error!(%error, "the node's records cannot be read");
+    /// Records that are there do not wait for masters that are not, and while records may be missing nothing is let go.
+    async fn reconcile_with(self: &Arc<Node>, attachments: &dyn Attachments) -> std::io::Result<()> {
+        self.repair_all().await?;
+        match tokio::time::timeout(FIND_TIMEOUT, self.find_lost(attachments)).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(_)) => _ = self.repair_all().await?,
+            Ok(Err(fault)) => {
+                tracing::warn!(%fault, "mounts without records are left alone for now");
+                return Ok(());
+            }
+            Err(_) => {
+                tracing::warn!("mounts without records are left alone: no master answers");
+                return Ok(());
+            }
         }
+        self.collect().await
     }
 
     /// Repairs one volume; the caller has entered it.
     pub(super) async fn repair(&self, volume: &VolumeId) -> Outcome<()> {
         let records = self.load(volume)?;
         let Some(stage) = &records.stage else { return Ok(()) };
+        self.runtime.adopt(&spec(stage)).await?;
         let mounts = self.mounts()?;
         let health = self.health(&mounts, &stage.staging).await;
         let decided = plan::repair(View { records: &records, mounts: &mounts, health });
         self.drop_dead_targets(&records)?;
         match decided {
             RepairPlan::Leave => return Ok(()),
-            RepairPlan::Adopt => {}
+            RepairPlan::Adopt => self.runtime.refresh(&spec(stage)).await,
             RepairPlan::Foreign => {
                 let at = stage.staging.display();
                 return Err(Fault::precondition(format!("something that is not of this driver is mounted at {at}")));

@@ -8,6 +8,7 @@ mod params;
 mod text;
 
 pub use capability::{AccessMode, Capability, CapacityRange};
+pub(crate) use names::base32;
 pub use names::{NodeName, Subdir, VolumeHandle, VolumeName};
 pub use options::MountOptions;
 pub use params::Parameters;

@@ -50,7 +50,7 @@ impl VolumeName {
 }
 
 /// The first `digits` base-32 digits of `bytes`.
-fn base32(bytes: &[u8], digits: usize) -> String {
+pub(crate) fn base32(bytes: &[u8], digits: usize) -> String {
     let bit = |n: usize| bytes.get(n / 8).map_or(0, |b| (b >> (7 - n % 8)) & 1);
     (0..digits)
         .map(|d| {

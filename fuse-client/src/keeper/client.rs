@@ -102,6 +102,22 @@ impl Channel {
             _ => Err(unexpected()),
         }
     }
+    /// Names of all items of a holder of many mounts.
+    pub fn list_all(&self) -> io::Result<Vec<String>> {
+        let mut all: Vec<String> = Vec::new();
+        loop {
+            let name = all.last().cloned().unwrap_or_else(|| "-".into());
+            match self.call(&Message::ListAfter { name }, &[])?.0 {
+                Message::Names(more) if more.is_empty() => return Ok(all),
+                Message::Names(more) => all.extend(more),
+                _ => return Err(unexpected()),
+            }
+        }
+    }
+    /// Makes a hosted supervisor serve what it was given.
+    pub fn begin(&self) -> io::Result<()> {
+        expect_ok(self.call(&Message::Begin, &[])?.0)
+    }
     /// Everything the holder has.
     pub fn all(&self) -> io::Result<Store> {
         let mut store = Store::default();
@@ -128,7 +144,7 @@ impl Channel {
         let fds: Vec<_> = [pidfd, exe].into_iter().chain(stdin).collect();
         expect_ok(self.call(&Message::Watch { args }, &fds)?.0)
     }
-    /// Ends the keeper, which lets everything go.
+    /// Ends the keeper, which lets everything go; a hosted supervisor lets go and waits for another mount.
     pub fn end(&self) -> io::Result<()> {
         expect_ok(self.call(&Message::End, &[])?.0)
     }

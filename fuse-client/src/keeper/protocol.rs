@@ -15,7 +15,7 @@ pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 pub const NAME_BYTES_MAX: usize = 64;
 /// Longest value of an item.
 pub const ITEM_BYTES_MAX: usize = 48 * 1024;
-/// Most items.
+/// Most items of one mount, and most names in one answer.
 pub const ITEMS_MAX: usize = 64;
 /// Most arguments of a watched command.
 pub const ARGS_MAX: usize = 256;
@@ -44,6 +44,11 @@ pub enum Message {
     },
     /// Answer: `Names`.
     List,
+    /// As `List`, for holders of many mounts: the names that follow this one. Answer: `Names`, none at the end.
+    ListAfter {
+        /// A name; `-` comes before all others.
+        name: String,
+    },
     /// Forget an item. Answer: `Ok`.
     Remove {
         /// Name.
@@ -65,6 +70,8 @@ pub enum Message {
         /// How long the new client may take.
         timeout_ms: u32,
     },
+    /// To a hosted supervisor that has been given all items: start a client that serves. Answer: `Ok`.
+    Begin,
     /// To the client: are you alive? Answer: `Pong` with the same number.
     Ping(u64),
     /// Yes.
@@ -93,14 +100,16 @@ impl Message {
                 text(&mut out, name.as_bytes());
                 blob(&mut out, bytes);
             }
-            Message::Get { name } | Message::Remove { name } => text(&mut out, name.as_bytes()),
+            Message::Get { name } | Message::Remove { name } | Message::ListAfter { name } => {
+                text(&mut out, name.as_bytes())
+            }
             Message::Watch { args } => list(&mut out, args.iter().map(Vec::as_slice)),
             Message::Upgrade { timeout_ms } => out.extend(timeout_ms.to_le_bytes()),
             Message::Ping(n) | Message::Pong(n) => out.extend(n.to_le_bytes()),
             Message::Item { bytes } => blob(&mut out, bytes),
             Message::Names(names) => list(&mut out, names.iter().map(|n| n.as_bytes())),
             Message::Error(e) => text(&mut out, e.as_bytes()),
-            Message::List | Message::End | Message::Hello | Message::Ok | Message::Missing => {}
+            Message::List | Message::End | Message::Hello | Message::Ok | Message::Missing | Message::Begin => {}
         }
         out
     }
@@ -113,10 +122,12 @@ impl Message {
             Message::Remove { .. } => 4,
             Message::Watch { .. } => 5,
             Message::End => 6,
+            Message::ListAfter { .. } => 7,
             Message::Hello => 16,
             Message::Upgrade { .. } => 17,
             Message::Ping(_) => 18,
             Message::Pong(_) => 19,
+            Message::Begin => 20,
             Message::Ok => 64,
             Message::Item { .. } => 65,
             Message::Missing => 66,
@@ -138,10 +149,12 @@ impl Message {
             4 => Message::Remove { name: r.name()? },
             5 => Message::Watch { args: r.list(ARGS_MAX)?.into_iter().map(<[u8]>::to_vec).collect() },
             6 => Message::End,
+            7 => Message::ListAfter { name: r.name()? },
             16 => Message::Hello,
             17 => Message::Upgrade { timeout_ms: r.u32()? },
             18 => Message::Ping(r.u64()?),
             19 => Message::Pong(r.u64()?),
+            20 => Message::Begin,
             64 => Message::Ok,
             65 => Message::Item { bytes: r.blob()? },
             66 => Message::Missing,
@@ -241,6 +254,8 @@ mod tests {
             Message::Hello,
             Message::Upgrade { timeout_ms: 30_000 },
             Message::Ping(7),
+            Message::Begin,
+            Message::ListAfter { name: "-".into() },
             Message::Pong(u64::MAX),
             Message::Ok,
             Message::Item { bytes: vec![9; ITEM_BYTES_MAX] },

@@ -27,6 +27,8 @@ use std::{
 
 /// Connections at once; more are closed at once.
 const CONNECTIONS_MAX: usize = 32;
+/// Items of all mounts of a node: some 300 mounts.
+const SHARED_ITEMS_MAX: usize = 8192;
 /// First and longest pause between two starts of a supervisor that dies again and again.
 const BACKOFF_MS: (u32, u32) = (10, 5_000);
 /// After this much silence the pages that the last messages needed are given back.
@@ -64,13 +66,23 @@ struct Keeper {
 /// process. When it closes before there is anybody to start again, this process ends: its starter was killed in the middle
 /// of the hand-over, and half of a mount that nobody supervises would only keep others from noticing.
 pub fn run(socket: &Path, first: Option<OwnedFd>) -> io::Result<()> {
+    serve(socket, first, Store::default())
+}
+
+/// A keeper of all mounts of a node (`fusefs node-keeper`): started by itself, starts nobody, and ends only with its
+/// process. Whoever mounts gives it duplicates and takes them away again (PROTOCOL 47).
+pub fn run_shared(socket: &Path) -> io::Result<()> {
+    serve(socket, None, Store::with_limit(SHARED_ITEMS_MAX))
+}
+
+fn serve(socket: &Path, first: Option<OwnedFd>, store: Store) -> io::Result<()> {
     sys::name_process(c"fusefs-keeper");
     let _ = std::fs::remove_file(socket); // of a keeper that was killed
     let mut keeper = Keeper {
         listener: sys::listener(socket)?,
         first: first.as_ref().map(AsRawFd::as_raw_fd),
         connections: first.map(Channel::new).into_iter().collect(),
-        store: Store::default(),
+        store,
         guard: None,
         backoff_ms: BACKOFF_MS.0,
         restart_at_ms: None,

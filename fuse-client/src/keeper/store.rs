@@ -4,6 +4,7 @@ use super::protocol::{ITEMS_MAX, Message};
 use std::{
     collections::BTreeMap,
     io,
+    ops::Bound,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
@@ -24,12 +25,24 @@ impl Item {
 }
 
 /// What one process keeps.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Store {
     items: BTreeMap<String, Item>,
+    limit: usize,
+}
+
+impl Default for Store {
+    /// For one mount.
+    fn default() -> Store {
+        Store::with_limit(ITEMS_MAX)
+    }
 }
 
 impl Store {
+    /// Takes at most `limit` items.
+    pub fn with_limit(limit: usize) -> Store {
+        Store { items: BTreeMap::new(), limit }
+    }
     /// Looks one up.
     pub fn get(&self, name: &str) -> Option<&Item> {
         self.items.get(name)
@@ -48,7 +61,7 @@ impl Store {
     }
     /// Keeps one; false when there are too many.
     pub fn put(&mut self, name: &str, item: Item) -> bool {
-        if self.items.len() >= ITEMS_MAX && !self.items.contains_key(name) {
+        if self.items.len() >= self.limit && !self.items.contains_key(name) {
             return false;
         }
         self.items.insert(name.to_owned(), item);
@@ -72,7 +85,11 @@ impl Store {
                 Some(item) => (Message::Item { bytes: item.bytes.clone() }, item.fd.as_ref().map(AsFd::as_fd)),
                 None => (Message::Missing, None),
             },
-            Message::List => (Message::Names(self.items.keys().cloned().collect()), None),
+            Message::List => (Message::Names(self.items.keys().take(ITEMS_MAX).cloned().collect()), None),
+            Message::ListAfter { name } => {
+                let after = self.items.range::<str, _>((Bound::Excluded(name.as_str()), Bound::Unbounded));
+                (Message::Names(after.take(ITEMS_MAX).map(|(n, _)| n.clone()).collect()), None)
+            }
             Message::Remove { name } => {
                 self.remove(name);
                 (Message::Ok, None)

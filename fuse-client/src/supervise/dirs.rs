@@ -12,6 +12,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Locked while somebody works in a state directory.
+pub const LOCK: &str = "lock";
 /// Mounts that may exist for one mount point at once: detached ones live on until their last file is closed.
 const GENERATIONS: u32 = 8;
 /// Letters of the mount point's name in the directory's name, for people.
@@ -83,7 +85,7 @@ fn in_use(state: &Path) -> io::Error {
 
 /// Locks a state directory; None when somebody else has it.
 pub fn lock(state: &Path) -> io::Result<Option<Claim>> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(state.join("lock"))?;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(state.join(LOCK))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(claim) => Ok(Some(claim)),
         Err((_, nix::errno::Errno::EAGAIN)) => Ok(None),
@@ -126,7 +128,7 @@ fn runtime_root() -> PathBuf {
 }
 
 /// A directory for us alone, parents included; refused when somebody else owns it.
-fn make(path: &Path) -> io::Result<()> {
+pub(super) fn make(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let found = std::fs::symlink_metadata(path)?;
     if !found.is_dir() || found.uid() != geteuid().as_raw() {

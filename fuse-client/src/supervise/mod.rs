@@ -7,6 +7,8 @@ mod adopt;
 mod child;
 mod control;
 pub mod dirs;
+mod held;
+mod hosted;
 mod journal;
 pub mod record;
 mod run;
@@ -16,7 +18,9 @@ mod upgrade;
 
 pub use adopt::{Adopted, adopt};
 pub use control::{Processes, processes, request_upgrade, wait_for_end};
-pub use record::{ClientRecord, EndRecord, Phase, names};
+pub use held::{Held, HeldPlan, SHARED_NAME_SEPARATOR};
+pub use hosted::{host, serving};
+pub use record::{ClientRecord, EndRecord, Outcome, Phase, names};
 
 use crate::fuse::{MountError, MountSettings};
 use std::{ffi::OsString, io, path::PathBuf};

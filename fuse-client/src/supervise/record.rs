@@ -30,6 +30,10 @@ pub mod names {
     pub const ENDED: &str = "ended";
     /// Directories of the mount.
     pub const DIRS: &str = "dirs";
+    /// What proves to the masters that this mount may have a session (only where somebody else mounts for the client).
+    pub const CREDENTIAL: &str = "credential";
+    /// How a hosted mount ended: a [`super::Outcome`].
+    pub const OUTCOME: &str = "outcome";
     /// Session of a journal that cannot be replayed and has to be put aside.
     pub const PARK: &str = "park";
 }
@@ -113,9 +117,52 @@ impl EndRecord {
     }
 }
 
+/// The end of a hosted mount, for whoever mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Unmounted; so many bytes are not in the store but in the journal.
+    Ended(u64),
+    /// The journal belongs to a session that is over. It has to be put aside, then the mount may begin again.
+    Park,
+    /// The client could not start; why is in its log.
+    Failed(String),
+}
+
+impl Outcome {
+    /// As text.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Outcome::Ended(unflushed) => format!("ended {unflushed}"),
+            Outcome::Park => "park".into(),
+            Outcome::Failed(why) => format!("failed {why}"),
+        }
+        .into_bytes()
+    }
+    /// From text.
+    pub fn decode(bytes: &[u8]) -> Option<Outcome> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        match text.split_once(' ') {
+            None => (text == "park").then_some(Outcome::Park),
+            Some(("ended", n)) => n.parse().ok().map(Outcome::Ended),
+            Some(("failed", why)) => Some(Outcome::Failed(why.into())),
+            Some(_) => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn outcomes_come_back() {
+        for o in [Outcome::Ended(0), Outcome::Ended(9), Outcome::Park, Outcome::Failed("code 1".into())] {
+            assert_eq!(Outcome::decode(&o.encode()), Some(o));
+        }
+        for bad in [&b""[..], b"ended", b"ended x", b"dancing 1", b"\xff"] {
+            assert_eq!(Outcome::decode(bad), None);
+        }
+    }
 
     #[test]
     fn records_come_back_and_rubbish_is_none() {

@@ -4,6 +4,7 @@ use super::{
     Ended, Phase, Plan, SuperviseError, WATCHDOG_MISSES,
     child::{KeeperProcess, Process, start_client},
     dirs::{Claim, Dirs},
+    hosted::Hosted,
     journal,
     record::{ClientRecord, EXIT_PARK, EndRecord, names},
     setup,
@@ -80,7 +81,9 @@ pub(super) struct Supervisor {
     next_tick_ms: u64,
     missed: u32,
     last_failures: u32,
-    outcome: Option<Result<Ended, SuperviseError>>,
+    pub outcome: Option<Result<Ended, SuperviseError>>,
+    /// Somebody else mounts and hands the items over; see [`super::host`].
+    pub hosted: Option<Hosted>,
 }
 
 /// What a supervisor starts with, besides plan, directories and items.
@@ -138,6 +141,7 @@ impl Supervisor {
             missed: 0,
             last_failures: 0,
             outcome: None,
+            hosted: None,
         }
     }
 
@@ -148,7 +152,7 @@ impl Supervisor {
             // Adopted between the client's end and our predecessor's.
             self.client_died(None);
         }
-        while self.outcome.is_none() {
+        while !self.done() {
             for source in self.wait()? {
                 self.handle(source, &mut buffer);
             }
@@ -258,7 +262,10 @@ impl Supervisor {
 
     fn signalled(&mut self) {
         while let Ok(Some(_)) = self.signals.read_signal() {
-            self.unmount();
+            match &mut self.hosted {
+                Some(hosted) => hosted.leaving = true,
+                None => self.unmount(),
+            }
         }
     }
 
@@ -317,6 +324,14 @@ impl Supervisor {
                 self.candidate_is_there(pid);
             }
             Message::Pong(_) => self.peers[i].pong_due = false,
+            Message::Begin if self.hosted.is_some() => {
+                let answer = self.begin();
+                self.tell(id, &answer);
+            }
+            Message::End if self.hosted.is_some() => {
+                self.let_go();
+                self.tell(id, &Message::Ok);
+            }
             Message::Upgrade { timeout_ms } => match fds.pop() {
                 Some(binary) => self.start_upgrade(id, binary, timeout_ms),
                 None => self.tell(id, &Message::Error("no executable came along".into())),
@@ -375,6 +390,11 @@ impl Supervisor {
             tracing::warn!(%error, "the keeper does not answer");
         }
         self.store.put(name, item);
+    }
+
+    /// For one whose items are kept elsewhere.
+    pub fn without_keeper(&mut self) {
+        self.keeper_at_ms = None;
     }
 
     fn keeper_died(&mut self) {
@@ -437,7 +457,7 @@ impl Supervisor {
     fn client_died(&mut self, last: Option<(Phase, Option<ExitStatus>)>) {
         // Before the new client of an upgrade has said hello it may be anything, also a program that never does. Whoever
         // gets the journal's lock first serves.
-        if self.upgrade.as_ref().is_some_and(|u| u.committed) {
+        if self.upgrade.as_ref().is_some_and(|u| u.committed) || self.idle() {
             return;
         }
         let gone = self.connection_gone();
@@ -450,6 +470,11 @@ impl Supervisor {
             if self.upgrade.is_some() {
                 // It has the files that are to be put aside. The client that is started instead asks again.
                 return self.upgrade_failed("the journal has to be put aside first");
+            }
+            if let Some(hosted) = &mut self.hosted {
+                hosted.park = true;
+                self.outcome = Some(Err(SuperviseError::Client("a journal to be put aside".into())));
+                return;
             }
             return self.park_journal();
         }
@@ -520,6 +545,7 @@ impl Supervisor {
     fn clean_up(mut self) -> Result<Ended, SuperviseError> {
         let outcome = self.outcome.take().unwrap_or_else(|| Err(io::Error::other("no outcome").into()));
         if outcome.is_err()
+            && self.hosted.is_none()
             && !self.connection_gone()
             && let Err(error) = setup::give_up(&self.point)
         {

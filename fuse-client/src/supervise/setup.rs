@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     fuse::{
-        MountError, Unmounter,
+        MountError, MountSettings, Unmounter,
         device::{Attached, attach, set_immutable},
         kernel::SlotFile,
         prepare_point,
@@ -43,24 +43,9 @@ pub(super) fn fresh(plan: Plan) -> Result<Supervisor, SuperviseError> {
     let point = prepare_point(&plan.mount.mountpoint)?;
     let (dirs, claim) = dirs::claim(&point, plan.state_dir.as_deref())
         .map_err(|e| SuperviseError::File("directories of the mount".into(), e))?;
-    let mut store = Store::default();
-    journal::open(&dirs.state, plan.journal_bytes, &mut store)?;
-    let bytes = |b: &[u8]| Item { bytes: b.to_vec(), fd: None };
-    let file = |fd| Item { bytes: Vec::new(), fd: Some(fd) };
-    store.put(names::HANDLES, file(sys::memfd(c"fusefs-handles")?));
-    store.put(names::SLOTS, file(SlotFile::create()?.into()));
-    if plan.slots {
-        store.put(names::RECOVERY, bytes(SLOTS_MODE));
-    }
-    store.put(names::SPEC, bytes(&plan.spec));
-    store.put(names::MOUNT, bytes(&plan.mount_id.to_le_bytes()));
-    store.put(names::DIRS, bytes(dirs.state.as_os_str().as_bytes()));
+    let mut store = items(&dirs.state, plan.journal_bytes, plan.slots, &plan.spec, plan.mount_id)?;
     store.put(names::BINARY, file(sys::executable(Path::new("/proc/self/exe"))?));
-    let Attached { point, device, protected } = attach(&plan.mount, plan.protect)?;
-    if protected {
-        let _ = std::fs::write(dirs.state.join(PROTECTED), point.as_os_str().as_bytes()); // cleared by hand then
-    }
-    store.put(names::FUSE, file(device));
+    let point = attach_into(&mut store, &dirs.state, &plan.mount, plan.protect)?;
     let undo = |e| {
         let _ = Unmounter::new(&point).detach(); // nobody serves it, and nobody ever will
         unprotect(&dirs);
@@ -69,6 +54,50 @@ pub(super) fn fresh(plan: Plan) -> Result<Supervisor, SuperviseError> {
     let mut supervisor = start(plan, dirs.clone(), claim, store, signals, point.clone()).map_err(undo)?;
     supervisor.start_client();
     Ok(supervisor)
+}
+
+pub(super) fn value(b: &[u8]) -> Item {
+    Item { bytes: b.to_vec(), fd: None }
+}
+
+pub(super) fn file(fd: OwnedFd) -> Item {
+    Item { bytes: Vec::new(), fd: Some(fd) }
+}
+
+/// What the processes of a new mount share, without the kernel connection.
+pub(super) fn items(
+    state: &Path,
+    journal_bytes: u64,
+    slots: bool,
+    spec: &[u8],
+    mount_id: u128,
+) -> Result<Store, SuperviseError> {
+    let mut store = Store::default();
+    journal::open(state, journal_bytes, &mut store)?;
+    store.put(names::HANDLES, file(sys::memfd(c"fusefs-handles")?));
+    store.put(names::SLOTS, file(SlotFile::create()?.into()));
+    if slots {
+        store.put(names::RECOVERY, value(SLOTS_MODE));
+    }
+    store.put(names::SPEC, value(spec));
+    store.put(names::MOUNT, value(&mount_id.to_le_bytes()));
+    store.put(names::DIRS, value(state.as_os_str().as_bytes()));
+    Ok(store)
+}
+
+/// Mounts, and answers the path as the kernel names it.
+pub(super) fn attach_into(
+    store: &mut Store,
+    state: &Path,
+    mount: &MountSettings,
+    protect: bool,
+) -> Result<PathBuf, SuperviseError> {
+    let Attached { point, device, protected } = attach(mount, protect)?;
+    if protected {
+        let _ = std::fs::write(state.join(PROTECTED), point.as_os_str().as_bytes()); // cleared by hand then
+    }
+    store.put(names::FUSE, file(device));
+    Ok(point)
 }
 
 fn start(
@@ -92,7 +121,7 @@ fn start(
     Ok(Supervisor::new(plan, dirs, store, Found { claim, signals, point, exe, keeper, stdin, args, listener }))
 }
 
-fn listen(dirs: &Dirs) -> io::Result<OwnedFd> {
+pub(super) fn listen(dirs: &Dirs) -> io::Result<OwnedFd> {
     let socket = dirs.supervisor_socket();
     let _ = std::fs::remove_file(&socket); // our predecessor's
     sys::listener(&socket)
@@ -143,7 +172,7 @@ fn same_keeper(
     Some(keeper)
 }
 
-fn claim_again(dirs: &Dirs) -> Result<Claim, SuperviseError> {
+pub(super) fn claim_again(dirs: &Dirs) -> Result<Claim, SuperviseError> {
     for _ in 0..CLAIM_TRIES {
         if let Some(claim) = dirs::lock(&dirs.state)? {
             return Ok(claim);
@@ -172,7 +201,7 @@ fn adopt_args(plan: &Plan, dirs: &Dirs) -> Vec<OsString> {
     head.into_iter().chain(plan.common_args.iter().cloned()).chain(tail).collect()
 }
 
-fn signals() -> io::Result<SignalFd> {
+pub(super) fn signals() -> io::Result<SignalFd> {
     let mut mask = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|s| mask.add(s));
     mask.thread_block()?;

@@ -61,6 +61,7 @@ const ITEMS: &[&str] = &[
     names::SPEC,
     names::DIRS,
     names::BINARY,
+    names::CREDENTIAL,
 ];
 
 /// Why a client process ends early.
@@ -146,6 +147,11 @@ impl Worker {
     /// Options of the mount.
     pub fn spec(&self) -> &[u8] {
         self.items.bytes(names::SPEC).unwrap_or_default()
+    }
+
+    /// What proves to the masters that this mount may have a session, if whoever mounted gave it.
+    pub fn credential(&self) -> Option<Bytes> {
+        self.items.bytes(names::CREDENTIAL).map(Bytes::copy_from_slice)
     }
 
     /// Serves until the unmount, flushes, closes the session. Must be called inside a multi-threaded tokio runtime.

@@ -2,6 +2,8 @@
 
 #[cfg(target_os = "linux")]
 mod node;
+#[cfg(target_os = "linux")]
+mod pods;
 
 use super::serve::shutdown;
 use crate::{
@@ -48,6 +50,10 @@ pub struct CsiArgs {
     #[cfg(target_os = "linux")]
     #[command(flatten)]
     pub node: node::NodeArgs,
+    /// Fuse pods.
+    #[cfg(target_os = "linux")]
+    #[command(flatten)]
+    pub pods: crate::args::CsiPodArgs,
     /// Cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
@@ -63,13 +69,16 @@ pub async fn run(a: CsiArgs) -> Result<()> {
     let masters = Arc::new(MasterClient::new(settings, world.transport, world.rng));
     let mut plugin = Plugin::new(Identity::new());
     if a.mode != CsiMode::Node {
-        plugin = plugin.controller(Controller::new(masters.clone(), Settings { capacity_pool: a.capacity_pool }));
+        let controller = Controller::new(masters.clone(), Settings { capacity_pool: a.capacity_pool });
+        #[cfg(target_os = "linux")]
+        let controller = pods::attend(controller, &a, masters.clone()).await?;
+        plugin = plugin.controller(controller);
     }
     #[cfg(target_os = "linux")]
     let mut work = tokio::task::JoinSet::new();
     #[cfg(target_os = "linux")]
     if a.mode != CsiMode::Controller {
-        plugin = plugin.node(node::start(&a.node, &a.cluster, masters, &mut work)?);
+        plugin = plugin.node(node::start(&a.node, &a.cluster, masters, pods::of_node(&a).await?, &mut work)?);
     }
     #[cfg(not(target_os = "linux"))]
     anyhow::ensure!(a.mode == CsiMode::Controller, "the node service needs Linux; use --mode controller");
