@@ -91,12 +91,13 @@ pub fn nothing_stacked(node: &Namespace) -> Result<usize> {
 /// Open files of the plugins at rest: the fewest that were seen within a while, since a call that has been answered holds
 /// its connection for a moment more.
 pub fn fds(rig: &Rig) -> Result<Vec<usize>> {
-    let look =
-        || rig.nodes.iter().map(|n| &n.plugin).chain([&rig.controller]).map(super::plugin::Plugin::fds).collect();
-    let mut fewest: Vec<usize> = look()?;
+    let look = || -> Result<Vec<usize>> {
+        rig.nodes.iter().map(|n| &n.plugin).chain([&rig.controller]).map(super::plugin::Plugin::fds).collect()
+    };
+    let mut fewest = look()?;
     for _ in 0..LOOKS {
         pause(Duration::from_millis(50));
-        let now: Vec<usize> = look()?;
+        let now = look()?;
         fewest.iter_mut().zip(now).for_each(|(least, n)| *least = n.min(*least));
     }
     Ok(fewest)
