@@ -1,5 +1,7 @@
 //! Test servers, workloads and drivers for whole clusters.
 
+#[cfg(target_os = "linux")]
+pub mod csi;
 pub mod kube;
 #[cfg(target_os = "linux")]
 pub mod replay;

@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use fusefs_chaos_tests::{
-    stack::{Stack, eventually, program, scratch},
+    stack::{Stack, eventually},
     versitygw,
 };
 use fusefs_local_cluster::{Child, Shape};
@@ -14,7 +14,6 @@ use fusefs_proto::csi::{
     controller_client::ControllerClient,
     controller_service_capability::{self, rpc::Type as Can},
     identity_client::IdentityClient,
-    node_client::NodeClient,
     plugin_capability::{self, service::Type as Service},
 };
 use http_body_util::{BodyExt, Collected, Either, Empty};
@@ -425,35 +424,5 @@ async fn every_spec_of_what_we_offer_passes_also_when_the_plugins_are_killed() -
     };
     ensure!(versitygw::may_skip(), "{missing}");
     println!("skipped: {missing}");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_driver_without_a_cluster_is_healthy_and_ends_when_told() -> Result<()> {
-    let dir = scratch()?;
-    let (socket, state) = (dir.path().join("csi.sock"), dir.path().join("state").display().to_string());
-    let endpoint = format!("unix://{}", socket.display());
-    let args =
-        ["csi", "--endpoint", &endpoint, "--master", "127.0.0.1:1", "--node-name", "node-a", "--state-dir", &state];
-    let args = args.map(str::to_owned).to_vec();
-    let mut child = Child::new("csi", &program()?, args, None, &dir.path().join("log"))?;
-    tokio::task::block_in_place(|| {
-        child.start()?;
-        child.wait_for(|| StdStream::connect(&socket).is_ok())
-    })?;
-    let channel = Endpoint::from_shared(endpoint)?.connect().await?;
-    let probe = IdentityClient::new(channel.clone()).probe(ProbeRequest {}).await?.into_inner();
-    ensure!(probe.ready == Some(true), "a restart would heal nothing: {probe:?}");
-    let info = NodeClient::new(channel.clone()).node_get_info(NodeGetInfoRequest {}).await?.into_inner();
-    ensure!(info.node_id == "node-a", "{info:?}");
-    let all = ControllerClient::new(channel.clone()).controller_get_capabilities(ControllerGetCapabilitiesRequest {});
-    ensure!(!all.await?.into_inner().capabilities.is_empty(), "without --mode both halves are served");
-    // With a sidecar still connected.
-    child.signal(nix::sys::signal::Signal::SIGTERM)?;
-    tokio::task::block_in_place(|| {
-        eventually(Duration::from_secs(20), || Ok(child.exited().map(|s| s.success()).context("it runs on")?))
-    })?;
-    ensure!(!socket.exists(), "the socket is left");
-    drop(channel);
     Ok(())
 }

@@ -107,9 +107,11 @@ impl PodCache {
         self.state.read().pods.get(name).cloned()
     }
 
-    /// Says that something changed.
+    /// Says that something changed from now on.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.clone()
+        let mut changes = self.changed.clone();
+        changes.mark_unchanged();
+        changes
     }
 }
 

@@ -111,6 +111,9 @@ pub fn stage(view: View<'_>, request: &StageRequest) -> Outcome<StagePlan> {
 }
 
 fn same_stage(record: &StageRecord, view: View<'_>, request: &StageRequest) -> Outcome<()> {
+    if record.found && record.staging == request.staging {
+        return Ok(()); // what was not known is known now
+    }
     let standing = standing(record, view);
     if record.staging != request.staging && standing {
         return Err(Fault::precondition(format!(
@@ -131,7 +134,7 @@ fn same_stage(record: &StageRecord, view: View<'_>, request: &StageRequest) -> O
 pub enum UnstagePlan {
     /// Not staged there.
     Nothing,
-    /// Nothing is mounted; forget the record.
+    /// Nothing is mounted (any more); wait for the end of what was, and forget the record.
     Forget,
     /// Nobody serves it: take the layers off.
     Detach(usize),
@@ -216,7 +219,7 @@ pub fn publish(view: View<'_>, request: &PublishRequest) -> Outcome<PublishPlan>
 /// The specification's table for a second NodePublishVolume of a volume on one node.
 pub fn access(targets: &[TargetRecord], request: &PublishRequest) -> Outcome<()> {
     if let Some(other) = targets.iter().find(|t| t.target == request.target) {
-        if other.request() == *request {
+        if other.found || other.request() == *request {
             return Ok(());
         }
         return Err(Fault::exists(format!(

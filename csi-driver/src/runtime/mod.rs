@@ -63,7 +63,8 @@ pub trait Runtime: Send + Sync + 'static {
     async fn adopt(&self, _spec: &MountSpec) -> Outcome<()> {
         Ok(())
     }
-    /// Flushes and unmounts; after `patience` parks. Afterwards nothing of ours is mounted at the staging path.
+    /// Flushes and unmounts; after `patience` parks. Afterwards nothing of ours is mounted at the staging path. Also when
+    /// nothing is mounted there any more: an earlier try may still be flushing.
     async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged>;
     /// Called from time to time while a mount is in use: what it needs beside its processes is kept fresh.
     async fn refresh(&self, _spec: &MountSpec) {}

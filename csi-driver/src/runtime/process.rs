@@ -7,7 +7,7 @@
 use super::{MountSpec, MountTokens, Runtime, RuntimeStatus, Unstaged};
 use crate::node::io_fault;
 use crate::node::mounts::Mounts;
-use crate::{Fault, Outcome};
+use crate::{Fault, Outcome, step::step};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use std::{
@@ -130,6 +130,7 @@ impl ProcessRuntime {
             .process_group(0)
             .kill_on_drop(!leave)
             .spawn()?;
+        step(if leave { "node.mount.started" } else { "node.unstage.started" });
         let stderr = child.stderr.take();
         let said = async {
             let (text, status) = tokio::join!(text_of(stderr), child.wait());
@@ -250,11 +251,12 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged> {
+        let gone = !is_mounted(&spec.staging)?; // an earlier try, or a reboot: only its end is waited for
         let deadline = Instant::now() + patience;
         let arguments = vec!["umount".into(), "--".into(), spec.staging.clone().into_os_string()];
         let ended = self.fusefs(arguments, patience, false).await;
         match ended.map_err(|e| io_fault("starting fusefs umount", &e))? {
-            Some(ended) if ended.status.success() && !is_mounted(&spec.staging)? => {
+            Some(ended) if (ended.status.success() || gone) && !is_mounted(&spec.staging)? => {
                 Ok(self.ended(spec, deadline - Instant::now()).await)
             }
             Some(ended) => self.detach(&spec.staging, &ended.text, spec).await,

@@ -1,13 +1,22 @@
 //! Codes, idempotency and sizes of Create, Delete, Expand, Validate and GetCapacity.
 
 use crate::rig::{Rig, code, map, mount, range, request};
-use fusefs_csi_driver::controller::Settings;
+use fusefs_csi_driver::{
+    Controller,
+    controller::{Claim, PUBLISH_POD, PodMaker, Settings},
+};
 use fusefs_proto::csi::{
     volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
     *,
 };
 use fusefs_types::FsError;
-use std::{collections::HashMap, sync::atomic::Ordering};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 use tonic::Code;
 
 const GIB: i64 = 1 << 30;
@@ -244,4 +253,45 @@ async fn a_cluster_that_is_away_gives_codes_that_are_tried_again() {
     rig.fake.down.store(false, Ordering::Relaxed);
     rig.delete("pvc-1").await.expect("goes on");
     assert_eq!(rig.fake.mount("pvc-1", 1, 0), Err(FsError::NotFound));
+}
+
+/// Counts.
+#[derive(Default)]
+struct Pods {
+    claimed: AtomicU64,
+    released: Arc<AtomicU64>,
+    changed: AtomicU64,
+}
+
+impl PodMaker for Pods {
+    fn claim(&self, volume: &str, node: &str) -> Claim {
+        assert!(!volume.is_empty() && !node.is_empty());
+        self.claimed.fetch_add(1, Ordering::SeqCst);
+        let released = self.released.clone();
+        Claim::new(move || drop(released.fetch_add(1, Ordering::SeqCst)))
+    }
+    fn changed(&self) {
+        self.changed.fetch_add(1, Ordering::SeqCst);
+    }
+    fn pod(&self, volume: &str, node: &str) -> String {
+        format!("fuse/{node}-{volume}")
+    }
+}
+
+#[tokio::test]
+async fn whoever_makes_pods_is_told_and_never_waited_for() {
+    let pods = Arc::new(Pods::default());
+    let rig = Rig::made(|fake| Controller::new(fake, Settings::default()).with_pods(pods.clone())).await;
+    rig.fake.make("home");
+    let context = rig.publish("home/a/b", "node-a", Mode::MultiNodeMultiWriter, false).await.expect("published");
+    assert_eq!(context.get(PUBLISH_POD).map(String::as_str), Some("fuse/node-a-home/a/b"));
+    let count = |n: &AtomicU64| n.load(Ordering::SeqCst);
+    assert_eq!((count(&pods.claimed), count(&pods.released), count(&pods.changed)), (1, 1, 0));
+    rig.unpublish("home/a/b", "node-a").await.expect("unpublished");
+    assert_eq!(count(&pods.changed), 1);
+    // Also when nobody knows what came of it.
+    rig.fake.down.store(true, Ordering::SeqCst);
+    assert_eq!(code(rig.publish("home", "node-a", Mode::MultiNodeMultiWriter, false).await), Code::Unavailable);
+    assert_eq!(code(rig.unpublish("home", "node-a").await), Code::Unavailable);
+    assert_eq!((count(&pods.claimed), count(&pods.released), count(&pods.changed)), (2, 2, 2));
 }

@@ -30,11 +30,15 @@ impl Rig {
     }
 
     pub async fn with(settings: Settings) -> Rig {
+        Rig::made(|fake| Controller::new(fake, settings)).await
+    }
+
+    pub async fn made(controller: impl FnOnce(Arc<Fake>) -> Controller) -> Rig {
         let dir = tempfile::tempdir().expect("dir");
         let uri = format!("unix://{}", dir.path().join("csi.sock").display());
         let endpoint = Endpoint::parse(&uri).expect("endpoint");
         let fake = Fake::new();
-        let plugin = Plugin::new(Identity::new()).controller(Controller::new(fake.clone(), settings));
+        let plugin = Plugin::new(Identity::new()).controller(controller(fake.clone()));
         let (stop, stopped) = oneshot::channel();
         let at = endpoint.clone();
         let served = tokio::spawn(async move {

@@ -186,8 +186,8 @@ pub fn start(
     let node = Node::open(a.settings(&name), runtime, helpers, events)
         .with_context(|| format!("records in {}", a.state_dir.display()))?;
     let (known, announced) = watch::channel(false);
-    work.spawn(keep_announced(masters, name, known));
-    work.spawn(node.clone().keep_reconciled(Duration::from_secs(a.repair_interval)));
+    work.spawn(keep_announced(masters.clone(), name, known));
+    work.spawn(node.clone().keep_reconciled(Arc::new(masters), Duration::from_secs(a.repair_interval)));
     Ok(NodeService::new(node).announced(announced))
 }
 
