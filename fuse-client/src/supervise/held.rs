@@ -3,7 +3,7 @@
 
 use super::{
     SuperviseError,
-    dirs::{self, Claim},
+    dirs::{self, Claim, Dirs},
     journal,
     record::names,
     setup,
@@ -174,6 +174,11 @@ impl Held {
         let parked = fusefs_data_path::journal::park(&self.state).map_err(fail)?;
         journal::open(&self.state, journal_bytes, &mut self.store)?;
         Ok(parked)
+    }
+
+    /// After the unmount: the directory underneath is as it was.
+    pub fn unprotect(&self) {
+        setup::unprotect(&Dirs { state: self.state.clone(), runtime: PathBuf::new() });
     }
 
     /// Removes an empty journal after the mount's end. `Held` is dropped with it: nothing keeps the mount.

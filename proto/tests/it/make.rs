@@ -270,7 +270,12 @@ impl Make {
             }),
             8 => Write::RemoveXattr(RemoveXattr { ino: self.ino(), name: self.bytes(1, 255) }),
             9 => Write::SetLock(self.set_lock()),
-            _ => Write::Tmpfile(Tmpfile { parent: self.ino(), mode: self.u16(), uid: self.u32(), gid: self.u32() }),
+            _ => Write::Tmpfile(Tmpfile {
+                parent: self.ino(),
+                mode: self.u32() as u16,
+                uid: self.u32(),
+                gid: self.u32(),
+            }),
         }
     }
     pub fn write_reply(&mut self, variant: usize) -> WriteReply {

@@ -224,10 +224,11 @@ impl PodRuntime {
         if let Err(error) = self.keeper.forget(&tended.key) {
             tracing::warn!(%error, volume = tended.volume, "the node keeper does not answer");
         }
-        if let Some(held) = tended.held.lock().take()
-            && clean
-        {
-            held.forget();
+        if let Some(held) = tended.held.lock().take() {
+            held.unprotect();
+            if clean {
+                held.forget();
+            }
         }
         self.tended.lock().remove(&tended.key);
     }
