@@ -5,7 +5,7 @@ mod csi_pods;
 mod mount;
 
 #[cfg(target_os = "linux")]
-pub use csi_pods::CsiPodArgs;
+pub use csi_pods::{CsiPodArgs, PullPolicyArg};
 pub use mount::{
     FusePodArgs, JournalCommand, KeeperArgs, MountArgs, MountOptions, MountdArgs, PartArgs, RecoveryArg, UmountArgs,
     UpgradeArgs,

@@ -268,7 +268,9 @@ impl PodMaker for Pods {
         assert!(!volume.is_empty() && !node.is_empty());
         self.claimed.fetch_add(1, Ordering::SeqCst);
         let released = self.released.clone();
-        Claim::new(move || drop(released.fetch_add(1, Ordering::SeqCst)))
+        Claim::new(move || {
+            released.fetch_add(1, Ordering::SeqCst);
+        })
     }
     fn changed(&self) {
         self.changed.fetch_add(1, Ordering::SeqCst);
