@@ -34,3 +34,13 @@ need_fuse() {
   apt_need fusermount3 fuse3
   [ -e /dev/fuse ] || as_root modprobe fuse || die "/dev/fuse is missing: load the fuse module, or give the container the device (--device /dev/fuse --cap-add SYS_ADMIN)"
 }
+
+need_helm() { # sets HELM; installs it below target/tools when it is missing
+  HELM=$(command -v helm || true)
+  [ -n "$HELM" ] && return 0
+  HELM="$PWD/target/tools/bin/helm"
+  [ -x "$HELM" ] && return 0
+  have go || die "helm is missing: install it (https://helm.sh), or Go so that this script can"
+  say "installing helm"
+  GOBIN="$PWD/target/tools/bin" go install helm.sh/helm/v3/cmd/helm@v3.22.0
+}

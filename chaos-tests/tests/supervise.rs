@@ -2,7 +2,10 @@
 //! see a pause.
 
 use anyhow::{Context, Result, ensure};
-use fusefs_chaos_tests::stack::{Client, Stack, eventually, is_mounted};
+use fusefs_chaos_tests::{
+    replay::mounted::metric,
+    stack::{Client, Stack, eventually, is_mounted},
+};
 use fusefs_fuse_client::{
     keeper::{Channel, Item, protocol::ITEM_BYTES_MAX},
     supervise::{ClientRecord, Processes, dirs},
@@ -18,10 +21,14 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use rustix::fs::{AtFlags, CWD};
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::fs::FileExt,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    },
     path::Path,
     process::Command,
     sync::{
@@ -165,6 +172,50 @@ fn a_stopped_keeper_does_not_stop_a_new_client() -> Result<()> {
     kill(keeper, Signal::SIGCONT)?;
     app.work()?;
     drop(app);
+    ends_cleanly(&stack, 0)
+}
+
+/// A disk that refuses even the journal's header costs the journal, not the mount, and the client is not started again and
+/// again. What was in the journal only is neither lost nor passed over: the mount is poisoned until the next one writes it.
+#[test]
+fn a_journal_whose_header_is_refused_stops_only_a_mount_that_needs_it() -> Result<()> {
+    const PENDING: usize = 100_000;
+    let mut stack = stack("header", &[], &[("FUSEFS_PLANT", "journal-header")])?;
+    let mut app = Application::start(stack.at(0))?;
+    for round in 0..2 {
+        sigkill(wait_complete(&stack.clients[0])?.client)?;
+        app.work().with_context(|| format!("round {round}: {}", stack.clients[0].child.log_tail()))?;
+        let serving = wait_complete(&stack.clients[0])?.client;
+        for _ in 0..5 {
+            app.work()?;
+        }
+        ensure!(wait_complete(&stack.clients[0])?.client == serving, "the client was started again");
+    }
+    drop(app);
+    ends_cleanly(&stack, 0)?;
+
+    stack.clients[0].start()?;
+    let before = wait_complete(&stack.clients[0])?.client;
+    let path = stack.at(0).join("pending");
+    let file = fs::File::create(&path)?;
+    file.write_all_at(&[7; PENDING], 0)?;
+    sigkill(before)?;
+    let poisoned = || Ok(fs::metadata(&path).is_err_and(|e| e.raw_os_error() == Some(libc::ESTALE)));
+    eventually(SOON, poisoned).with_context(|| stack.clients[0].child.log_tail())?;
+    let said = wait_complete(&stack.clients[0])?.client;
+    for _ in 0..20 {
+        ensure!(poisoned()?, "it came back to life");
+    }
+    ensure!(wait_complete(&stack.clients[0])?.client == said, "the client was started again");
+    drop(file);
+    let point = stack.at(0).to_str().context("path")?.to_owned();
+    // It says that data is left.
+    stack.fusefs_raw(&["umount", &point])?;
+    ensure!(!is_mounted(stack.at(0)), "still mounted");
+    eventually(SOON, || Ok(stack.clients[0].processes() == Processes::default()))?;
+    stack.clients[0].start()?;
+    wait_complete(&stack.clients[0])?;
+    ensure!(fs::read(&path)? == vec![7; PENDING], "{}", stack.clients[0].child.log_tail());
     ends_cleanly(&stack, 0)
 }
 
@@ -447,6 +498,76 @@ fn open_files_survive_a_lazy_unmount_and_a_kill() -> Result<()> {
     drop(file);
     eventually(SOON, || Ok((0..3).all(|i| pid(&client.processes(), i).is_none())))
         .with_context(|| client.child.log_tail())
+}
+
+/// What a killed client held goes with the last close, not with the unmount.
+#[test]
+fn an_open_unlinked_file_of_a_killed_client_is_freed_by_its_last_close() -> Result<()> {
+    let stack = stack("orphans", &[], &[])?;
+    let client = &stack.clients[0];
+    let orphans = || -> Result<u64> {
+        stack.dir.metanode_addrs().iter().map(|addr| metric(addr, "fusefs_partition_orphans")).sum()
+    };
+    for killed in ["after the unlink", "before the unlink", "at the close"] {
+        let path = stack.at(0).join("f");
+        let mut file = fs::File::options().create(true).truncate(true).read(true).write(true).open(&path)?;
+        file.write_all(b"held")?;
+        let victim = wait_complete(client)?.client;
+        if killed == "before the unlink" {
+            sigkill(victim)?;
+        }
+        fs::remove_file(&path)?;
+        if killed == "after the unlink" {
+            sigkill(victim)?;
+        }
+        let mut text = [0; 4];
+        file.read_exact_at(&mut text, 0).with_context(|| format!("killed {killed}"))?;
+        ensure!(&text == b"held" && orphans()? == 1, "killed {killed}: {} orphans", orphans()?);
+        if killed == "at the close" {
+            sigkill(victim)?;
+        }
+        drop(file);
+        eventually(SOON, || Ok(orphans()? == 0)).with_context(|| format!("killed {killed}: still there"))?;
+    }
+    ends_cleanly(&stack, 0)
+}
+
+#[test]
+fn a_file_without_a_name_gets_one_or_goes_although_the_client_is_killed() -> Result<()> {
+    let stack = stack("nameless", &[], &[])?;
+    let client = &stack.clients[0];
+    let open = |flags| {
+        let mut how = fs::File::options();
+        how.read(true).write(true).mode(0o640).custom_flags(libc::O_TMPFILE | flags).open(stack.at(0))
+    };
+    let link = |file: &fs::File, path: &Path| {
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW)
+    };
+    let orphans = || metric(&stack.dir.metanode_addrs()[0], "fusefs_partition_orphans");
+    for (round, killed) in [false, true].into_iter().enumerate() {
+        let path = stack.at(0).join(format!("named{round}"));
+        let (file, gone) = (open(0)?, open(0)?);
+        file.write_all_at(&[7; 100_000], 0)?;
+        gone.write_all_at(&[8; 100_000], 0)?;
+        let meta = file.metadata()?;
+        ensure!((meta.nlink(), meta.mode() & 0o7777) == (0, 0o640), "{meta:?}");
+        ensure!(orphans()? == 2 && fs::read_dir(stack.at(0))?.count() == round, "they have no names");
+        if killed {
+            sigkill(wait_complete(client)?.client)?;
+        }
+        link(&file, &path).with_context(|| format!("killed {killed}: {}", client.child.log_tail()))?;
+        ensure!(file.metadata()?.nlink() == 1 && orphans()? == 1);
+        if killed {
+            sigkill(wait_complete(client)?.client)?;
+        }
+        drop((file, gone));
+        eventually(SOON, || Ok(orphans()? == 0)).context("the other is still there")?;
+        ensure!(fs::read(&path)? == vec![7; 100_000], "killed {killed}: other bytes");
+    }
+    let closed = link(&open(libc::O_EXCL)?, &stack.at(0).join("never"));
+    ensure!(closed == Err(rustix::io::Errno::NOENT), "O_EXCL: no name ever");
+    ends_cleanly(&stack, 0)
 }
 
 /// A keeper alone.

@@ -24,7 +24,7 @@ pub struct Cluster {
 /// Bytes of the token file, empty without one.
 pub fn credential(file: Option<&Path>) -> Result<Bytes> {
     let Some(file) = file else { return Ok(Bytes::new()) };
-    let bytes = std::fs::read(file).with_context(|| format!("reading the cluster token {}", file.display()))?;
+    let bytes = std::fs::read(file).with_context(|| format!("reading the token {}", file.display()))?;
     let token = ClusterToken::new(&bytes)
         .map_err(|_| anyhow!("{} holds no usable token: 16 to 1024 printable characters", file.display()))?;
     Ok(token.credential())

@@ -2,6 +2,7 @@
 
 use crate::valid::{NodeName, Subdir, VolumeHandle, VolumeName};
 use async_trait::async_trait;
+use bytes::Bytes;
 use fusefs_meta_client::MasterClient;
 use fusefs_types::{
     FsError, VolumeId,
@@ -125,6 +126,14 @@ impl Masters {
         let node = node.map_or_else(String::new, |n| n.as_str().to_owned());
         let volume = handle.volume.as_str().to_owned();
         self.done(MasterCall::UnpublishVolume(volume, part(handle.subdir.as_ref()), node)).await
+    }
+
+    /// A mount token; empty when the cluster has no token.
+    pub async fn mount_token(&self, volume: &str, node: &NodeName, generation: u64) -> Answer<Bytes> {
+        match self.0.call(MasterCall::MountToken(volume.to_owned(), node.as_str().to_owned(), generation)).await? {
+            MasterReply::MountToken(token) => Ok(token),
+            _ => unexpected(),
+        }
     }
 
     /// Rights to mount, of one volume or of all.

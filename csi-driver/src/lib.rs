@@ -19,6 +19,7 @@ pub mod node;
 #[cfg(target_os = "linux")]
 pub mod runtime;
 pub mod server;
+pub mod step;
 pub mod valid;
 
 pub use answer::answer;

@@ -10,6 +10,7 @@ use fusefs_csi_driver::{
     node::{
         Node, NodeSettings,
         engine::{Event, Events},
+        found::{Attachment, Attachments},
         helper,
         model::{AccessMode, Capability, PublishRequest, StageRequest, Subdir, VolumeId},
         mounts::Mounts,
@@ -58,8 +59,12 @@ namespaced! {
     a_silent_mount_is_left_alone => inner_silent;
     /// Subdirectories stay beneath the volume.
     subdirectories_do_not_lead_out => inner_subdir;
+    /// What pods make belongs to the volume mount group.
+    a_group_gets_what_is_made => inner_group;
     /// Crashes between a record and its effect.
     half_done_work_is_finished => inner_half_done;
+    /// Records were lost: rights to mount, mountinfo and kubelet's files give them back.
+    lost_records_are_found_again => inner_found;
 }
 
 #[derive(Default)]
@@ -81,7 +86,10 @@ impl Runtime for Tmpfs {
         Ok(())
     }
     async fn unstage(&self, spec: &MountSpec, _: Duration) -> Outcome<Unstaged> {
-        umount2(&spec.staging, MntFlags::MNT_DETACH).unwrap();
+        match umount2(&spec.staging, MntFlags::MNT_DETACH) {
+            Ok(()) | Err(nix::errno::Errno::EINVAL) => {} // an earlier try had done it
+            Err(e) => panic!("{e}"),
+        }
         Ok(if self.parks.load(SeqCst) { Unstaged::Parked("on purpose".into()) } else { Unstaged::Flushed })
     }
     async fn status(&self, _: &MountSpec) -> RuntimeStatus {
@@ -171,7 +179,7 @@ fn volume() -> VolumeId {
 }
 
 fn capability(mode: AccessMode) -> Capability {
-    Capability { mode, options: MountOptions::default() }
+    Capability { mode, options: MountOptions::default(), group: None }
 }
 
 fn code(answer: Outcome<()>) -> Code {
@@ -378,6 +386,43 @@ async fn inner_subdir() {
 
 #[tokio::test]
 #[ignore = "needs a mount namespace"]
+async fn inner_group() {
+    use std::os::unix::fs::MetadataExt;
+    let of = |path: &Path| fs::metadata(path).map(|m| (m.gid(), m.mode() & 0o7777)).unwrap();
+    let b = Bench::new();
+    let group = |c: Capability| Capability { group: Some(4321), ..c };
+    let mut stage = b.stage();
+    stage.capability = group(stage.capability);
+    b.node.stage(&stage).await.unwrap();
+    fs::create_dir(stage.staging.join("sub")).unwrap();
+    fs::set_permissions(&stage.staging, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let pod = |name: &str, sub: &str, readonly| {
+        let p = PublishRequest { subdir: Subdir::parse(sub).unwrap(), readonly, ..b.pod(name) };
+        PublishRequest { capability: group(p.capability), ..p }
+    };
+    b.node.publish(&pod("ro", "", true)).await.unwrap();
+    assert_eq!(of(&stage.staging), (0, 0o755)); // nothing is made through it
+    b.node.publish(&pod("sub", "sub", false)).await.unwrap();
+    assert_eq!((of(&stage.staging).0, of(&b.target("sub"))), (0, (4321, 0o2775)));
+    for _ in 0..2 {
+        b.node.publish(&pod("all", "", false)).await.unwrap();
+        assert_eq!(of(&b.target("all")), (4321, 0o2775));
+    }
+    fs::create_dir(b.target("all").join("made")).unwrap();
+    assert_eq!(of(&b.target("all").join("made")), (4321, 0o2755));
+    b.node.publish(&b.pod("plain")).await.unwrap();
+    let mut other = pod("other", "", false);
+    other.capability.group = Some(1);
+    assert_eq!(code(b.node.publish(&other).await), Code::AlreadyExists);
+    for name in ["ro", "sub", "all", "plain"] {
+        b.unpublish(name).await.unwrap();
+    }
+    b.unstage().await.unwrap();
+    b.assert_clean();
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace"]
 async fn inner_half_done() {
     use fusefs_csi_driver::node::records::{Phase, Records, StageRecord, TargetRecord};
     let mut b = Bench::new();
@@ -417,5 +462,82 @@ async fn inner_half_done() {
     fs::remove_dir_all(b.root.join("records")).unwrap();
     b.restart();
     b.unstage().await.unwrap();
+    b.assert_clean();
+}
+
+struct Attached(Vec<Attachment>);
+
+#[async_trait]
+impl Attachments for Attached {
+    async fn of_node(&self, node: &str) -> Outcome<Vec<Attachment>> {
+        assert_eq!(node, "node-a");
+        Ok(self.0.clone())
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace"]
+async fn inner_found() {
+    let mut b = Bench::new();
+    let kubelet = |name: &str| {
+        let dir = b.root.join("kubelet").join(name);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("vol_data.json"), r#"{"driverName":"csi.fusefs.io","volumeHandle":"vol"}"#).unwrap();
+        dir
+    };
+    let mut options = MountOptions { no_exec: true, ..MountOptions::default() };
+    options.arguments.push("--cache-mib=8".into());
+    let capability = Capability { mode: AccessMode::MultiNodeMultiWriter, options, group: None };
+    let stage =
+        StageRequest { staging: kubelet("stage").join("globalmount"), capability: capability.clone(), ..b.stage() };
+    let pod = |name: &str, readonly| PublishRequest {
+        staging: stage.staging.clone(),
+        target: kubelet(name).join("mount"),
+        capability: capability.clone(),
+        readonly,
+        ..b.pod(name)
+    };
+    let (rw, ro) = (pod("rw", false), pod("ro", true));
+    let right = Attachment {
+        name: "vol".into(),
+        part: String::new(),
+        mode: AccessMode::MultiNodeMultiWriter,
+        writer: true,
+        generation: 9,
+    };
+    b.node.stage(&stage).await.unwrap();
+    b.node.publish(&rw).await.unwrap();
+    b.node.publish(&ro).await.unwrap();
+    let attached = Attached(vec![right]);
+    assert_eq!(b.node.find_lost(&attached).await.unwrap(), 0); // not lost
+    for alive in [true, false] {
+        fs::remove_dir_all(b.root.join("records")).unwrap();
+        if !alive {
+            umount2(&stage.staging, MntFlags::MNT_DETACH).unwrap();
+            drop(unserved(&stage.staging));
+        }
+        b.restart();
+        assert_eq!(b.node.find_lost(&Attached(Vec::new())).await.unwrap(), 0); // no right to mount: left alone
+        assert_eq!(b.node.find_lost(&attached).await.unwrap(), 1);
+        assert_eq!(b.node.find_lost(&attached).await.unwrap(), 0);
+        b.events.0.lock().clear();
+        assert_eq!(b.node.reconcile().await.unwrap(), Pass { volumes: 1, ..Pass::default() });
+        assert_eq!(b.events.0.lock().is_empty(), alive);
+        // The orchestrator knows more than was found, and is believed.
+        b.node.stage(&stage).await.unwrap();
+        b.node.publish(&rw).await.unwrap();
+        b.node.publish(&ro).await.unwrap();
+        for path in [&stage.staging, &rw.target, &ro.target] {
+            assert_eq!(b.layers(path), 1, "{}", path.display());
+        }
+        assert!(Mounts::read().unwrap().top(&ro.target).is_some_and(|m| m.has("ro") && m.has("noexec")));
+        let other = PublishRequest { readonly: false, ..ro.clone() };
+        assert_eq!(code(b.node.publish(&other).await), Code::AlreadyExists); // and remembered
+    }
+    assert_eq!(b.runtime.staged.lock().last().map(|s| s.generation), Some(9));
+    for pod in [&rw, &ro] {
+        b.node.unpublish(&volume(), &pod.target).await.unwrap();
+    }
+    b.node.unstage(&volume(), &stage.staging).await.unwrap();
     b.assert_clean();
 }

@@ -4,6 +4,7 @@ mod common;
 
 use common::{helpers, in_namespace};
 use fusefs_csi_driver::{
+    Masters,
     node::{
         Node, NodeSettings,
         engine::LogEvents,
@@ -14,8 +15,10 @@ use fusefs_csi_driver::{
         plan::Health,
         recover::Pass,
     },
-    runtime::{MountSpec, ProcessRuntime, ProcessSettings, Runtime, RuntimeStatus},
+    runtime::{MountSpec, MountTokens, ProcessRuntime, ProcessSettings, Runtime, RuntimeStatus},
+    valid::{NodeName, VolumeHandle},
 };
+use fusefs_meta_client::{GrpcTransport, MasterClient, Settings};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -25,7 +28,10 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -102,8 +108,35 @@ fn processes(root: &Path) -> Vec<Pid> {
     pids.filter_map(of).collect()
 }
 
+/// Jitter and trace ids need no more.
+#[derive(Default)]
+struct Counter(AtomicU64);
+
+impl fusefs_types::Rng for Counter {
+    fn next_u64(&self) -> u64 {
+        self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Relaxed)
+    }
+}
+
+impl Cluster {
+    fn masters(&self) -> Masters {
+        let token = fs::read_to_string(&self.token).unwrap().trim().to_owned();
+        let settings = Settings::new(self.masters.clone(), token.into());
+        Masters::new(Arc::new(MasterClient::new(settings, Arc::new(GrpcTransport::new()), Arc::<Counter>::default())))
+    }
+    /// What `fusefs ARGUMENTS` says when it is refused with a stolen mount token in place of the cluster token.
+    fn refused(&self, binary: &Path, stolen: &Path, arguments: &[&str]) -> String {
+        let mut command = Command::new(binary);
+        command.args(arguments).env("FUSEFS_MASTER", self.masters.join(",")).env("FUSEFS_TOKEN_FILE", stolen);
+        let out = command.output().unwrap();
+        assert!(!out.status.success(), "{arguments:?} works with a mount token");
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    }
+}
+
 struct Bench {
     root: PathBuf,
+    generation: u64,
     runtime: Arc<ProcessRuntime>,
 }
 
@@ -128,8 +161,12 @@ impl Bench {
             volume: VolumeId::parse("vol-a").unwrap(),
             name: "vol-a".into(),
             staging: self.root.join("stage"),
-            capability: Capability { mode: AccessMode::MultiNodeMultiWriter, options: MountOptions::default() },
-            generation: 0,
+            capability: Capability {
+                mode: AccessMode::MultiNodeMultiWriter,
+                options: MountOptions::default(),
+                group: None,
+            },
+            generation: self.generation,
         }
     }
     fn device(&self) -> String {
@@ -151,21 +188,27 @@ impl Bench {
 async fn inner() {
     let binary = PathBuf::from(std::env::var_os("FUSEFS_BINARY").unwrap());
     let cluster = Cluster::start(&binary);
+    let masters = cluster.masters();
+    let (handle, name) = (VolumeHandle::parse("vol-a").unwrap(), NodeName::parse("node-a").unwrap());
+    masters.announce(&name).await.unwrap();
+    let mode = AccessMode::MultiNodeMultiWriter;
+    let generation = masters.publish(&handle, &name, mode, false).await.unwrap().generation;
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
     fs::create_dir(root.join("pods")).unwrap();
     let runtime = Arc::new(
         ProcessRuntime::new(ProcessSettings {
-            binary,
+            binary: binary.clone(),
             masters: cluster.masters.clone(),
             token_file: Some(cluster.token.clone()),
             state_dir: root.join("journals"),
             start_timeout: PATIENCE,
             journal_mib: Some(16),
         })
-        .unwrap(),
+        .unwrap()
+        .with_tokens(MountTokens::new(masters.clone(), name.clone())),
     );
-    let b = Bench { root, runtime };
+    let b = Bench { root, generation, runtime };
     let (stage, pod, read_only) = (b.stage(), b.pod("a", false), b.pod("ro", true));
     let spec = MountSpec {
         volume: "vol".into(),
@@ -174,7 +217,7 @@ async fn inner() {
         staging: stage.staging.clone(),
         read_only: false,
         options: MountOptions::default(),
-        generation: 0,
+        generation,
     };
     let node = b.open();
     node.stage(&stage).await.unwrap();
@@ -185,6 +228,23 @@ async fn inner() {
     assert_eq!(fs::read(read_only.target.join("file")).unwrap(), b"data");
     assert!(fs::write(read_only.target.join("x"), b"").is_err());
     assert_eq!(b.runtime.status(&spec).await, RuntimeStatus::Running);
+
+    // Its processes have the volume's token and nothing more.
+    for pid in processes(&b.root) {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        assert!(!String::from_utf8_lossy(&line).contains(cluster.token.to_str().unwrap()));
+    }
+    let (stolen, point) = (b.root.join("stolen"), b.root.join("point"));
+    fs::create_dir(&point).unwrap();
+    fs::copy(b.root.join("journals").join(&spec.key).join("mount-token"), &stolen).unwrap();
+    let steal = ["mount", "--no-keeper", "vol-a", point.to_str().unwrap(), "--attach-generation"];
+    let attach = generation.to_string();
+    for arguments in
+        [&["volume", "list"][..], &["status"], &["volume", "delete", "vol-a", "--yes", "--force"], &steal[..4]]
+    {
+        let said = cluster.refused(&binary, &stolen, arguments);
+        assert!(said.contains("token"), "{arguments:?}: {said}");
+    }
 
     // The plugin dies: what it finds is adopted.
     let (device, before) = (b.device(), processes(&b.root));
@@ -222,5 +282,9 @@ async fn inner() {
     assert!(Mounts::read().unwrap().top(&stage.staging).is_none());
     b.until("the processes end", async || processes(&b.root).is_empty()).await;
     assert_eq!(b.runtime.status(&spec).await, RuntimeStatus::Absent);
+    masters.unpublish(&handle, Some(&name)).await.unwrap();
+    let said = cluster.refused(&binary, &stolen, &[&steal[..], &[attach.as_str()]].concat());
+    assert!(said.contains("not attached"), "{said}");
+    assert_eq!(node.stage(&stage).await.unwrap_err().code, tonic::Code::FailedPrecondition);
     fs::remove_dir(&stage.staging).unwrap(); // as kubelet does: nothing protects it any more
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use fusefs_cluster_state::{ClusterState, Command, Outcome, Reject};
 use fusefs_types::{
     Clock, FsError, Rng, VolumeId,
-    auth::{self, ClusterToken, Principal},
+    auth::{self, ClusterToken, MountClaim, Principal},
     cluster::{MasterCall, MasterRefusal, MasterReply, NodeCall, NodeReply, VolumeMap},
     ops::{Envelope, Refusal},
 };
@@ -23,6 +23,8 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
+/// Nanoseconds in a second.
+pub(crate) const NS_PER_S: u64 = 1_000_000_000;
 /// Deadline of calls that name none.
 const DEADLINE_DEFAULT: Duration = Duration::from_millis(fusefs_types::limits::CLI_TIMEOUT_MS);
 /// No call waits longer, whatever its caller says.
@@ -159,13 +161,22 @@ impl Core {
     fn admit(&self, envelope: &Envelope, call: &MasterCall) -> Result<(), MasterRefusal> {
         let who = self.authenticate(envelope)?;
         self.check_cluster(envelope)?;
-        permit(who, call)
+        permit(&who, call)
     }
 
-    pub(crate) fn authenticate(&self, envelope: &Envelope) -> Result<Principal, MasterRefusal> {
-        auth::authenticate(self.token.as_ref(), envelope).map_err(|e| {
-            refuse(e, "no valid cluster token or session token came with the request; pass the cluster's token file")
+    pub(crate) fn authenticate(&self, envelope: &Envelope) -> Result<Caller, MasterRefusal> {
+        let refused = match auth::authenticate(self.token.as_ref(), envelope) {
+            Ok(principal) => return Ok(Caller::Known(principal)),
+            Err(e) => e,
+        };
+        self.mount_claim(envelope).map(Caller::Mount).ok_or_else(|| {
+            refuse(refused, "no valid cluster token, session or mount token came with the request; pass the token file")
         })
+    }
+
+    /// What the mount token of a request claims, if it carries a valid one.
+    pub(crate) fn mount_claim(&self, envelope: &Envelope) -> Option<MountClaim> {
+        self.token.as_ref()?.mount_claim(&envelope.credential, self.now_ns() / NS_PER_S).ok()
     }
 
     pub(crate) fn check_cluster(&self, envelope: &Envelope) -> Result<(), MasterRefusal> {
@@ -343,12 +354,25 @@ fn is_delete(call: &MasterCall) -> bool {
     matches!(call, MasterCall::DeleteVolume(..))
 }
 
-/// What a session's own secret opens: its lease, its end and its volume's map. Everything else needs the cluster token.
-pub(crate) fn permit(who: Principal, call: &MasterCall) -> Result<(), MasterRefusal> {
-    let Principal::Session(session, volume) = who else { return Ok(()) };
-    let own = match call {
-        MasterCall::RenewSession(s, _) | MasterCall::CloseSession(s, ..) => *s == session,
-        MasterCall::GetMap(v) => *v == volume,
+/// Who asks.
+pub(crate) enum Caller {
+    /// By cluster token or session secret.
+    Known(Principal),
+    /// By a mount token.
+    Mount(MountClaim),
+}
+
+/// What a session's own secret opens: its lease, its end and its volume's map. A mount token opens sessions of its
+/// attachment, which the leader looks at again. Everything else needs the cluster token.
+pub(crate) fn permit(who: &Caller, call: &MasterCall) -> Result<(), MasterRefusal> {
+    let own = match (who, call) {
+        (Caller::Known(Principal::Cluster), _) => true,
+        (
+            Caller::Known(Principal::Session(own, _)),
+            MasterCall::RenewSession(s, _) | MasterCall::CloseSession(s, ..),
+        ) => s == own,
+        (Caller::Known(Principal::Session(_, own)), MasterCall::GetMap(v)) => v == own,
+        (Caller::Mount(claim), MasterCall::OpenSession(r)) => r.token.attach == claim.generation,
         _ => false,
     };
     if own { Ok(()) } else { Err(refuse(FsError::Unauthenticated, "this call needs the cluster token")) }
@@ -381,5 +405,6 @@ pub(crate) fn call_name(call: &MasterCall) -> &'static str {
         MasterCall::PublishVolume(_) => "publish_volume",
         MasterCall::UnpublishVolume(..) => "unpublish_volume",
         MasterCall::ListPublications(_) => "list_publications",
+        MasterCall::MountToken(..) => "mount_token",
     }
 }

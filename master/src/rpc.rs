@@ -100,7 +100,7 @@ async fn watch(core: &Core, envelope: &Envelope, volume: VolumeId, tx: &Items) -
 fn current(core: &Core, envelope: &Envelope, volume: VolumeId) -> Result<VolumeMap, MasterRefusal> {
     let who = core.authenticate(envelope)?;
     core.check_cluster(envelope)?;
-    permit(who, &MasterCall::GetMap(volume))?;
+    permit(&who, &MasterCall::GetMap(volume))?;
     let status = core.log.leadership().borrow().clone();
     if !status.ready {
         let message = "this master does not lead; watch at the leader".to_owned();

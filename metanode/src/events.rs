@@ -54,6 +54,14 @@ impl Events {
         stream.next += 1;
         Some(stream.number)
     }
+    /// Number of the newest stream.
+    pub(crate) fn newest(&self) -> u64 {
+        self.streams.lock().0
+    }
+    /// Every session with a stream, and its number.
+    pub(crate) fn all(&self) -> BTreeMap<SessionId, u64> {
+        self.streams.lock().1.iter().map(|(session, s)| (*session, s.number)).collect()
+    }
     /// Number of the session's stream.
     pub(crate) fn number(&self, session: SessionId) -> Option<u64> {
         self.streams.lock().1.get(&session).map(|s| s.number)

@@ -4,7 +4,7 @@ use crate::{
     group::{Counters, Hosted},
     node::Metanode,
 };
-use fusefs_meta_state::Work;
+use fusefs_meta_state::{Work, gc::orphans::ORPHAN_BATCH};
 use fusefs_types::{FsError, FsResult, Hlc, Ino, ObjectId, SessionId, stream::ServerBody, txn::Internal};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +18,10 @@ use tokio::time::Instant;
 struct Asked {
     term: u64,
     by_session: BTreeMap<SessionId, (u64, BTreeSet<Ino>)>,
+    /// Streams that were asked about what their sessions had said to hold.
+    again: BTreeMap<SessionId, u64>,
+    /// All streams up to this one were.
+    newest: u64,
 }
 
 impl Asked {
@@ -89,6 +93,7 @@ impl Metanode {
     }
 
     async fn round(&self, hosted: &Hosted, term: u64, asked: &mut Asked) {
+        self.ask_again(hosted, term, asked);
         let work = hosted.group.read(|m| m.partition().map(|p| p.gc_work()).unwrap_or_default());
         for item in work {
             let result = match item {
@@ -107,6 +112,35 @@ impl Metanode {
             if let Err(error) = result {
                 tracing::debug!(partition = %hosted.id, %error, "background work waits");
             }
+        }
+    }
+
+    /// A session comes back on a new stream, perhaps with another process that does not hold any more what the one before
+    /// it claimed to hold. Once per stream and reign.
+    fn ask_again(&self, hosted: &Hosted, term: u64, asked: &mut Asked) {
+        let newest = self.events.newest();
+        if asked.newest == newest {
+            return;
+        }
+        let streams = self.events.all();
+        let mut claims = hosted.group.read(|m| m.partition().map(|p| p.claims()).unwrap_or_default());
+        let mut complete = true;
+        asked.again.retain(|session, _| streams.contains_key(session));
+        for (session, stream) in streams {
+            if asked.again.get(&session) == Some(&stream) {
+                continue;
+            }
+            let sent = claims.remove(&session).unwrap_or_default().chunks(ORPHAN_BATCH).all(|inos| {
+                let question = ServerBody::HoldersAsked { group: hosted.id, term, inos: inos.to_vec() };
+                self.events.send(session, question) == Some(stream)
+            });
+            complete &= sent;
+            if sent {
+                asked.again.insert(session, stream);
+            }
+        }
+        if complete {
+            asked.newest = newest;
         }
     }
 

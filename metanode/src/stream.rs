@@ -2,13 +2,13 @@
 
 use crate::node::Metanode;
 use fusefs_types::{
-    FsError, Hlc, SessionId, VolumeId,
+    FsError, Hlc, Ino, SessionId, VolumeId,
     auth::Principal,
     ops::{Envelope, Refusal},
     stream::{ClientBody, ServerEvent},
     txn::Internal,
 };
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::mpsc;
 
 /// An open stream; dropping it unregisters.
@@ -68,8 +68,16 @@ impl EventAnswers {
         if hosted.lead() != Ok(term) || asked.is_empty() {
             return;
         }
-        let held: Vec<_> = held.into_iter().filter(|i| asked.contains(i)).collect();
-        let released = asked.into_iter().filter(|i| !held.contains(i)).collect();
+        let held: BTreeSet<Ino> = held.into_iter().filter(|i| asked.contains(i)).collect();
+        let released: Vec<Ino> = asked.into_iter().filter(|i| !held.contains(i)).collect();
+        // What it has said before need not be written again.
+        let held: Vec<Ino> = hosted.group.read(|m| match m.partition() {
+            Ok(p) => held.into_iter().filter(|i| !p.is_held_by(self.session, *i)).collect(),
+            Err(_) => held.into_iter().collect(),
+        });
+        if held.is_empty() && released.is_empty() {
+            return;
+        }
         let pin = Internal::Pin { session: self.session, held, released };
         if let Err(r) = hosted.internal(pin, Hlc(0)).await {
             tracing::debug!(session = %self.session, error = %r.error, "answer of a holder not recorded");

@@ -29,7 +29,11 @@ struct Birth<'a> {
 
 impl<'a> Birth<'a> {
     fn of(hosted: &'a Hosted, session: SessionId, write: &Write) -> Birth<'a> {
-        let creates = matches!(write, Write::Create(c) if c.node == NewNode::File);
+        let creates = match write {
+            Write::Create(c) => c.node == NewNode::File,
+            Write::Tmpfile(_) => true,
+            _ => false,
+        };
         if creates {
             hosted.holders.lock().creating(session);
         }

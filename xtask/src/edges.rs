@@ -48,6 +48,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "meta-state",
             "raft-host",
             "data-path",
+            "csi-driver",
         ],
     ),
     ("xtask", &[]),

@@ -45,6 +45,7 @@ impl Args {
         let mut plan = Plan::new(&dir, &out, self.number("seed")?.context("--seed is missing")?);
         plan.steps = self.number("steps")?;
         plan.lockers = self.number("lockers")?.unwrap_or(plan.lockers);
+        plan.pace = self.number("pace-ms")?.map_or(plan.pace, Duration::from_millis);
         plan.hang = self.number("hang-ms")?.map_or(plan.hang, Duration::from_millis);
         if let Some(only) = self.0.get("only") {
             plan.only = only.split(',').map(str::to_owned).collect();
@@ -68,6 +69,9 @@ pub fn words(plan: &Plan) -> Vec<String> {
         "--hang-ms".into(),
         plan.hang.as_millis().to_string(),
     ];
+    if !plan.pace.is_zero() {
+        out.extend(["--pace-ms".into(), plan.pace.as_millis().to_string()]);
+    }
     if let Some(steps) = plan.steps {
         out.extend(["--steps".into(), steps.to_string()]);
     }

@@ -4,6 +4,7 @@ use super::{
     Rng,
     io::{Io, Step},
     jobs::{CounterCheck, FCNTL, Job, Place, RangeLocks, SPECS, Shared, Spec},
+    nemesis::pause,
     plant::Plant,
     record::{Kind, Recorder, Report},
     shadow::Shadow,
@@ -47,6 +48,8 @@ pub struct Plan {
     pub hang: Duration,
     /// Planted corruption.
     pub plant: Option<Plant>,
+    /// Between two steps of a thread, for machines where other things have to run, too.
+    pub pace: Duration,
 }
 
 impl Plan {
@@ -61,6 +64,7 @@ impl Plan {
             lockers: 3,
             hang: Duration::from_secs(180),
             plant: None,
+            pace: Duration::ZERO,
         }
     }
     /// Where the report is written.
@@ -190,6 +194,9 @@ impl Run {
         while !self.stop.load(Ordering::SeqCst) && self.plan.steps.is_none_or(|n| io.steps() < n) {
             io.next_step();
             job.step(io)?;
+            if !self.plan.pace.is_zero() {
+                pause(self.plan.pace);
+            }
         }
         Ok(())
     }

@@ -147,8 +147,15 @@ fn read_report(path: &Path) -> Result<Report> {
 
 /// Compares the tree at `dir` with what the workload told, in a process of its own.
 pub fn verify(plan: &Plan, dir: &Path, limit: Duration) -> Result<Vec<String>> {
-    let mut command = Command::new(program()?);
-    command.arg("verify").arg("--dir").arg(dir).arg("--shadow").arg(plan.shadow());
+    verify_under(&[], plan, dir, limit)
+}
+
+/// The same below another program, which gets the command as its last arguments.
+pub fn verify_under(wrap: &[String], plan: &Plan, dir: &Path, limit: Duration) -> Result<Vec<String>> {
+    let mut words: Vec<String> = wrap.to_vec();
+    words.extend([program()?.display().to_string(), "verify".into()]);
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).arg("--dir").arg(dir).arg("--shadow").arg(plan.shadow());
     let talker = Talker::start(command)?;
     let mut wrong = Vec::new();
     match talker.wait_for(&["done"], limit, |l| wrong.push(l))? {

@@ -29,15 +29,28 @@ use std::{
     time::Duration,
 };
 
+/// As on kernels without RESEND.
+const SLOTS: &[&str] = &["--recovery", "slots"];
+
 /// The leader of a partition and the client die at the same moment.
 pub fn a_leader_and_the_client_may_die_together() -> Result<()> {
-    let seed = seed(201);
+    leaders_die(201, 4, &[])
+}
+
+/// The same without RESEND.
+pub fn a_leader_and_the_client_may_die_together_with_request_slots() -> Result<()> {
+    leaders_die(205, 2, SLOTS)
+}
+
+fn leaders_die(default_seed: u64, deaths: u32, options: &[&str]) -> Result<()> {
+    let seed = seed(default_seed);
     println!("seed {seed}");
-    let mut world = World::start(&Wish { shape: Some(Shape { masters: 1, metanodes: 3 }), ..Wish::default() })?;
+    let shape = Some(Shape { masters: 1, metanodes: 3 });
+    let mut world = World::start(&Wish { shape, options, ..Wish::default() })?;
     let plan = world.plan("work", seed)?;
     let worker = Worker::start(&plan)?;
     let (mut rng, mut all, mut leaders) = (Rng::new(seed, 90), Vec::<Kill>::new(), 0);
-    for _ in 0..4 {
+    for _ in 0..deaths {
         nemesis::pause(Duration::from_millis(rng.between(300, 800)));
         let addrs = world.stack.dir.metanode_addrs();
         let led = |a: &String| metric(a, "fusefs_replica_leader").unwrap_or(0);
@@ -53,16 +66,25 @@ pub fn a_leader_and_the_client_may_die_together() -> Result<()> {
         eventually(Duration::from_secs(20), || Ok(addrs.iter().map(led).sum::<u64>() >= 3))?;
     }
     println!("{leaders} leaders killed");
-    ensure!(leaders == 4, "a leader was not running");
+    ensure!(leaders == deaths, "a leader was not running");
     world.judge(worker, &plan, &all, Expect::NOTHING, None)?;
     Ok(())
 }
 
 /// The store answers 503 for ten seconds, and clients are killed meanwhile.
 pub fn ten_seconds_without_the_store_are_a_pause() -> Result<()> {
-    let seed = seed(202);
+    without_the_store(202, Duration::from_secs(10), &[])
+}
+
+/// The same without RESEND, and shorter.
+pub fn five_seconds_without_the_store_are_a_pause_with_request_slots() -> Result<()> {
+    without_the_store(206, Duration::from_secs(5), SLOTS)
+}
+
+fn without_the_store(default_seed: u64, outage: Duration, options: &[&str]) -> Result<()> {
+    let seed = seed(default_seed);
     println!("seed {seed}");
-    let mut world = World::start(&Wish { gate: true, ..Wish::default() })?;
+    let mut world = World::start(&Wish { gate: true, options, ..Wish::default() })?;
     let plan = world.plan("work", seed)?;
     let worker = Worker::start(&plan)?;
     nemesis::pause(Duration::from_secs(1));
@@ -70,7 +92,7 @@ pub fn ten_seconds_without_the_store_are_a_pause() -> Result<()> {
     let gate = world.gate.as_ref().context("a gate")?;
     gate.set(Mode::Unavailable);
     let start = now_ns();
-    while now_ns() - start < 10_000_000_000 {
+    while u128::from(now_ns() - start) < outage.as_nanos() {
         nemesis::pause(Duration::from_millis(rng.between(300, 900)));
         all.extend(nemesis::at_random(&world.mount, &mut rng, 1, &[Role::Client], |_| Ok(()))?);
     }

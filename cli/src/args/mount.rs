@@ -3,7 +3,7 @@
 use super::ClusterArgs;
 use clap::{Args, FromArgMatches, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options of a mount.
 #[derive(Debug, Clone, Args, Serialize, Deserialize)]
@@ -66,6 +66,10 @@ pub struct MountArgs {
     /// Cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
+    /// File with a mount token, in place of the cluster token: it opens sessions of one volume for one attach generation and
+    /// nothing else (given by the CSI driver).
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub mount_token_file: Option<PathBuf>,
     /// Mount options.
     #[command(flatten)]
     pub options: MountOptions,
@@ -83,6 +87,13 @@ pub struct MountArgs {
     #[arg(long, hide = true)]
     #[serde(skip)]
     pub announce: bool,
+}
+
+impl MountArgs {
+    /// What proves to the cluster that this mount is allowed.
+    pub fn credential_file(&self) -> Option<&Path> {
+        self.mount_token_file.as_deref().or(self.cluster.token_file.as_deref())
+    }
 }
 
 /// The crash-proof mount. `fusefs mount` runs three processes: itself (the supervisor), a keeper of a few MiB, and the

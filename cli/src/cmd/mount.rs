@@ -63,7 +63,7 @@ pub fn run(mut a: MountArgs, common: Vec<OsString>) -> Result<()> {
     if a.background {
         return background(&a);
     }
-    let credential = credential(a.cluster.token_file.as_deref())?;
+    let credential = credential(a.credential_file())?;
     if a.supervision.no_keeper || !cfg!(target_os = "linux") {
         return super::runtime()?.block_on(in_process(a, credential));
     }
@@ -79,6 +79,7 @@ pub fn run(mut a: MountArgs, common: Vec<OsString>) -> Result<()> {
             Ok(())
         };
         absolute(&mut a.cluster.token_file)?;
+        absolute(&mut a.mount_token_file)?;
         absolute(&mut a.supervision.state_dir)?;
         let ended = supervise::mount(plan(&a, common)?).with_context(|| what)?;
         return told(&ended);

@@ -59,7 +59,7 @@ pub fn client(a: &PartArgs) -> Result<ExitCode> {
     let mount: MountArgs = serde_json::from_slice(worker.spec()).context("options of the mount")?;
     let credential = match worker.credential() {
         Some(given) => given,
-        None => credential(mount.cluster.token_file.as_deref())?,
+        None => credential(mount.credential_file())?,
     };
     let settings =
         mount::settings(&mount.volume, &mount.mountpoint, mount.cluster.master.clone(), credential, &mount.options);

@@ -11,7 +11,7 @@ use clap::Parser;
 use fusefs_csi_driver::{
     Fault, Outcome,
     runtime::{
-        MountSpec, hosts,
+        MountSpec, MountTokens, hosts,
         pod::{MountMaker, MountOrder},
     },
 };
@@ -62,16 +62,21 @@ pub trait Credentials: Send + Sync + 'static {
     async fn of(&self, spec: &MountSpec) -> Outcome<Vec<u8>>;
 }
 
-/// The cluster's token for every mount.
-pub struct ClusterCredential {
-    /// File with it; None = the cluster has none.
-    pub token_file: Option<PathBuf>,
+/// A token for the volume and attach generation only; the cluster's for a mount that no controller has attached.
+pub struct Tokens {
+    /// Asks for the former.
+    pub mount: MountTokens,
+    /// File with the latter; None = the cluster has none.
+    pub cluster: Option<PathBuf>,
 }
 
 #[async_trait]
-impl Credentials for ClusterCredential {
-    async fn of(&self, _: &MountSpec) -> Outcome<Vec<u8>> {
-        let read = credential(self.token_file.as_deref());
+impl Credentials for Tokens {
+    async fn of(&self, spec: &MountSpec) -> Outcome<Vec<u8>> {
+        if let Some(token) = self.mount.get(&spec.name, spec.generation).await? {
+            return Ok(token.to_vec());
+        }
+        let read = credential(self.cluster.as_deref());
         read.map(|c| c.to_vec()).map_err(|e| Fault::unavailable(format!("{e:#}")))
     }
 }

@@ -4,6 +4,7 @@
 use super::Controller;
 use crate::{
     Outcome,
+    step::step,
     valid::{Capability, NodeName, VolumeHandle, map_size, present},
 };
 use fusefs_proto::csi::*;
@@ -27,11 +28,13 @@ impl Controller {
         map_size("volume_context", &r.volume_context)?;
         map_size("secrets", &r.secrets)?;
         let _busy = self.inflight.enter(handle.volume.as_str())?;
+        step("controller.publish.entered");
         let read_only = r.readonly || capability.options.read_only;
         let (volume, pods) = (handle.to_string(), self.pods.as_ref());
         // Dropped at the end, whatever it was: publications are looked at, and the pod is made. Nobody waits for it here.
         let _claim = pods.map(|pods| pods.claim(&volume, node.as_str()));
         let p = self.masters.publish(&handle, &node, capability.mode, read_only).await?;
+        step("controller.publish.published");
         let access = if p.writer { ACCESS_WRITE } else { ACCESS_READ };
         let context = [(PUBLISH_ATTACH, p.generation.to_string()), (PUBLISH_ACCESS, access.to_owned())];
         let pod = pods.map(|pods| (PUBLISH_POD, pods.pod(&volume, node.as_str())));
@@ -56,7 +59,9 @@ impl Controller {
             },
         };
         let _busy = self.inflight.enter(handle.volume.as_str())?;
+        step("controller.unpublish.entered");
         let unpublished = self.masters.unpublish(&handle, node.as_ref()).await;
+        step("controller.unpublish.unpublished");
         if let Some(pods) = &self.pods {
             pods.changed();
         }

@@ -4,6 +4,7 @@ use super::Controller;
 use crate::{
     Outcome,
     fault::Fault,
+    step::step,
     valid::{Capability, CapacityRange, Parameters, VolumeHandle, VolumeName, map_size, present},
 };
 use fusefs_proto::csi::{validate_volume_capabilities_response::Confirmed, *};
@@ -45,10 +46,12 @@ impl Controller {
             return Err(Fault::invalid("volumes made from snapshots or other volumes are not supported by fusefs"));
         }
         let _busy = self.inflight.enter(name.as_str())?;
+        step("controller.create.entered");
         let found = match self.masters.find(&name).await? {
             Some(v) => v,
             None => self.make(&name, r, range, parameters.clone()).await?,
         };
+        step("controller.create.made");
         same(&found, &r.name, range, &parameters)?;
         Ok(CreateVolumeResponse { volume: Some(shown(found.name.clone(), &found)) })
     }
@@ -124,7 +127,9 @@ impl Controller {
                 "this volume was not created through the driver; delete it with `fusefs volume delete`",
             ));
         }
+        step("controller.delete.entered");
         self.masters.delete(&handle.volume).await?;
+        step("controller.delete.deleted");
         Ok(DeleteVolumeResponse {})
     }
 
@@ -150,7 +155,9 @@ impl Controller {
             return Err(Fault::out_of_range("the volume is larger than the limit, and volumes cannot shrink"));
         }
         self.room_for(range.required, v.capacity).await.map_err(|f| Fault { code: tonic::Code::OutOfRange, ..f })?;
+        step("controller.expand.entered");
         let v = self.masters.expand(&handle.volume, range.required, v.inodes).await?;
+        step("controller.expand.expanded");
         Ok(grown(v.capacity, range))
     }
 

@@ -89,6 +89,7 @@ fn reason(event: &Event) -> (&'static str, bool) {
     match event {
         Event::Parked(..) => ("VolumeParked", true),
         Event::Remounted(_) => ("VolumeRemounted", true),
+        Event::Found(_) => ("VolumeFound", false),
         Event::Rebound(..) => ("VolumeRebound", false),
         Event::Failed(..) => ("VolumeRepairFailed", true),
     }
@@ -96,7 +97,8 @@ fn reason(event: &Event) -> (&'static str, bool) {
 
 fn volume(event: &Event) -> &str {
     match event {
-        Event::Parked(v, _) | Event::Remounted(v) | Event::Rebound(v, _) | Event::Failed(v, _) => v.as_str(),
+        Event::Parked(v, _) | Event::Rebound(v, _) | Event::Failed(v, _) => v.as_str(),
+        Event::Remounted(v) | Event::Found(v) => v.as_str(),
     }
 }
 
@@ -108,6 +110,11 @@ fn message(event: &Event) -> String {
         Event::Remounted(v) => format!(
             "every holder of the mount of volume {v} was gone, so it was mounted again; programs that had files open need a restart"
         ),
+        Event::Found(v) => {
+            format!(
+                "the node's records of volume {v} were lost; they were written again from what the masters and kubelet know"
+            )
+        }
         Event::Rebound(v, target) => format!("volume {v} was bound again for pod {}", pod_of(target)),
         Event::Failed(v, why) => format!("volume {v} could not be repaired yet, it is tried again: {why}"),
     }

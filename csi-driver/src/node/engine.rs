@@ -1,7 +1,7 @@
 //! Carries plans out: records first, then the effect, then the record that it is done.
 
 use super::{
-    helper::{Helpers, Space},
+    helper::{Bind, Helpers, Space},
     io_fault,
     model::{PublishRequest, StageRequest, VolumeId},
     mounts::{self, Mounts},
@@ -14,6 +14,7 @@ use crate::{
     Fault, Outcome,
     inflight::{Busy, Inflight},
     runtime::{MountSpec, Runtime, Unstaged},
+    step::step,
 };
 use parking_lot::Mutex;
 use std::{
@@ -68,6 +69,8 @@ pub enum Event {
     Parked(VolumeId, String),
     /// A mount was lost with all its holders and made again.
     Remounted(VolumeId),
+    /// A mount was there without its records; they were written again.
+    Found(VolumeId),
     /// A pod's bind mount was replaced.
     Rebound(VolumeId, PathBuf),
     /// A repair failed; it is tried again.
@@ -89,6 +92,9 @@ impl Events for LogEvents {
         match event {
             Event::Parked(volume, why) => tracing::warn!(%volume, why, "unstaged with data left in the journal"),
             Event::Remounted(volume) => tracing::warn!(%volume, "every holder of the mount was gone; mounted again"),
+            Event::Found(volume) => {
+                tracing::warn!(%volume, "records were lost; written again from the masters' and kubelet's")
+            }
             Event::Rebound(volume, target) => {
                 tracing::warn!(%volume, target = %target.display(), "bound again; programs with open files need a restart");
             }
@@ -158,6 +164,7 @@ impl Node {
 
     /// NodeStageVolume.
     pub async fn stage(&self, request: &StageRequest) -> Outcome<()> {
+        step("node.stage.entered");
         let records = self.load(&request.volume)?;
         if let Some(stage) = &records.stage {
             self.runtime.adopt(&spec(stage)).await?;
@@ -165,6 +172,7 @@ impl Node {
         let mounts = self.mounts()?;
         let health = self.health(&mounts, &request.staging).await;
         let view = View { records: &records, mounts: &mounts, health };
+        let request = &plan::inherited(view, request);
         let mut record = StageRecord::new(request, Phase::Made);
         match plan::stage(view, request)? {
             StagePlan::Adopt if records.stage.as_ref() == Some(&record) => return Ok(()),
@@ -172,11 +180,14 @@ impl Node {
             StagePlan::Mount { detach } => {
                 record.phase = Phase::Making;
                 self.put_stage(&record)?;
+                step("node.stage.recorded");
                 self.mount(&record, detach).await?;
+                step("node.stage.mounted");
                 record.phase = Phase::Made;
             }
         }
         self.put_stage(&record)?;
+        step("node.stage.promised");
         if records.targets.is_empty() { Ok(()) } else { self.rebind(&request.volume).await }
     }
 
@@ -187,7 +198,9 @@ impl Node {
         if detach == 0 || self.mounts()?.top(path).is_none() {
             mounts::make_target(path).map_err(|e| io_fault(format_args!("making {}", path.display()), &e))?;
         }
+        step("node.mount.ready");
         self.runtime.stage(&spec(record)).await?;
+        step("node.mount.made");
         let mounts = self.mounts()?;
         let served = mounts.top(path).is_some_and(|m| m.source == plan::source(&record.name))
             && self.health(&mounts, path).await == Health::Alive;
@@ -204,6 +217,7 @@ impl Node {
 
     /// NodeUnstageVolume.
     pub async fn unstage(&self, volume: &VolumeId, path: &Path) -> Outcome<()> {
+        step("node.unstage.entered");
         let records = self.load(volume)?;
         let mounts = self.mounts()?;
         let health = self.health(&mounts, path).await;
@@ -213,15 +227,15 @@ impl Node {
         let record = records.stage.filter(|r| r.staging == path);
         match decided {
             UnstagePlan::Nothing => return Ok(()),
-            UnstagePlan::Forget => {}
             UnstagePlan::Detach(n) => {
                 mounts::detach(path, n).map_err(|e| io_fault(format_args!("detaching {}", path.display()), &e))?;
                 let why = "every holder of the mount was gone; what is not in the object store is in its journal";
                 self.events.tell(Event::Parked(volume.clone(), why.into()));
             }
-            UnstagePlan::Unmount => {
+            UnstagePlan::Forget | UnstagePlan::Unmount => {
                 if let Some(record) = &record {
                     self.put_stage(&StageRecord { phase: Phase::Ending, ..record.clone() })?;
+                    step("node.unstage.recorded");
                 }
                 let spec = record.as_ref().map_or_else(|| unrecorded(volume, found, path), spec);
                 if let Unstaged::Parked(why) = self.runtime.unstage(&spec, self.settings.unstage_timeout).await? {
@@ -229,12 +243,16 @@ impl Node {
                 }
             }
         }
+        step("node.unstage.unmounted");
         // A mount that died has left the directory underneath protected: the orchestrator wants to remove it.
         if self.mounts()?.top(path).is_some() {
             return Err(Fault::unavailable(format!("something is still mounted at {}", path.display())));
         }
         mounts::protect(path, false).map_err(|e| io_fault(format_args!("unprotecting {}", path.display()), &e))?;
-        self.forget(volume, &records.targets)
+        step("node.unstage.unprotected");
+        self.forget(volume, &records.targets)?;
+        step("node.unstage.forgotten");
+        Ok(())
     }
 
     /// Removes the records of a volume whose mount is gone.
@@ -247,6 +265,7 @@ impl Node {
 
     /// NodePublishVolume.
     pub async fn publish(&self, request: &PublishRequest) -> Outcome<()> {
+        step("node.publish.entered");
         let mut repaired = false;
         loop {
             let records = self.load(&request.volume)?;
@@ -270,40 +289,55 @@ impl Node {
         };
         if decided != BindPlan::Keep {
             record(Phase::Making)?;
+            step("node.publish.recorded");
             self.bind(request, decided).await?;
         }
-        record(Phase::Made)
+        record(Phase::Made)?;
+        step("node.publish.promised");
+        Ok(())
     }
 
     /// Makes a target what it should be.
     pub(super) async fn bind(&self, request: &PublishRequest, decided: BindPlan) -> Outcome<()> {
         let target = &request.target;
         let at = |what: &str| format!("{what} {}", target.display());
-        match decided {
+        let detach = match decided {
             BindPlan::Keep => return Ok(()),
-            BindPlan::Flags => {}
-            BindPlan::Bind { detach } => {
-                mounts::detach(target, detach).map_err(|e| io_fault(at("detaching"), &e))?;
-                if self.mounts()?.top(target).is_some() {
-                    return Err(Fault::unavailable(at("something was mounted meanwhile at")));
-                }
-                mounts::make_target(target).map_err(|e| io_fault(at("making"), &e))?;
-                if let Err(error) = mounts::protect(target, true) {
-                    tracing::debug!(%error, "the directory underneath stays writable");
-                }
-                let subdir = request.subdir.as_str();
-                let bound = self.helpers.bind(&request.staging, subdir, target, self.settings.bind_timeout).await;
-                bound.map_err(|e| match e.kind() {
-                    io::ErrorKind::NotFound => Fault::not_found(format!("the volume has no directory {subdir}")),
-                    _ => io_fault(at("binding"), &e),
-                })?;
-            }
+            // What other namespaces see cannot be changed from here: it is replaced.
+            BindPlan::Flags => 1,
+            BindPlan::Bind { detach } => detach,
+        };
+        mounts::detach(target, detach).map_err(|e| io_fault(at("detaching"), &e))?;
+        if self.mounts()?.top(target).is_some() {
+            return Err(Fault::unavailable(at("something was mounted meanwhile at")));
         }
-        mounts::set_flags(target, plan::flags(request)).map_err(|e| io_fault(at("setting flags of"), &e))
+        mounts::make_target(target).map_err(|e| io_fault(at("making"), &e))?;
+        if let Err(error) = mounts::protect(target, true) {
+            tracing::debug!(%error, "the directory underneath stays writable");
+        }
+        step("node.bind.ready");
+        let subdir = request.subdir.as_str();
+        let bind = Bind {
+            from: request.staging.clone(),
+            subdir: subdir.to_owned(),
+            target: target.clone(),
+            group: request.capability.group.filter(|_| !request.bind_read_only()),
+            flags: plan::flags(request),
+        };
+        let bound = self.helpers.bind(bind, self.settings.bind_timeout).await;
+        bound.map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Fault::not_found(format!("the volume has no directory {subdir}")),
+            _ => io_fault(at("binding"), &e),
+        })?;
+        step("node.bind.bound");
+        mounts::set_flags(target, plan::flags(request)).map_err(|e| io_fault(at("setting flags of"), &e))?;
+        step("node.bind.flagged");
+        Ok(())
     }
 
     /// NodeUnpublishVolume.
     pub async fn unpublish(&self, volume: &VolumeId, target: &Path) -> Outcome<()> {
+        step("node.unpublish.entered");
         let records = self.load(volume)?;
         let mounts = self.mounts()?;
         let view = View { records: &records, mounts: &mounts, health: Health::Silent };
@@ -311,14 +345,19 @@ impl Node {
         if let Some(record) = records.targets.iter().find(|t| t.target == target) {
             let ending = TargetRecord { phase: Phase::Ending, ..record.clone() };
             self.records.put_target(&ending).map_err(|e| io_fault("writing the node's records", &e))?;
+            step("node.unpublish.recorded");
         }
         let at = |what: &str| format!("{what} {}", target.display());
         mounts::detach(target, layers).map_err(|e| io_fault(at("detaching"), &e))?;
         if self.mounts()?.top(target).is_some() {
             return Err(Fault::unavailable(at("something is still mounted at")));
         }
+        step("node.unpublish.detached");
         mounts::remove_target(target).map_err(|e| io_fault(at("removing"), &e))?;
-        self.records.remove_target(volume, target).map_err(|e| io_fault("removing the node's records", &e))
+        step("node.unpublish.removed");
+        self.records.remove_target(volume, target).map_err(|e| io_fault("removing the node's records", &e))?;
+        step("node.unpublish.forgotten");
+        Ok(())
     }
 
     /// NodeGetVolumeStats.

@@ -3,12 +3,19 @@
 //! The driver's executable starts itself with [`WORD`] as the first argument ([`run_if_asked`] must come first in `main`).
 //! When it does not end in time it is killed and left behind; while one is stuck on a mount, no other is sent after it.
 
-use super::plan::Health;
+use super::{
+    mounts::{self, BindFlags},
+    plan::Health,
+};
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2},
     mount::{MsFlags, mount},
-    sys::{stat::Mode, statvfs::statvfs},
+    sys::{
+        stat::{FchmodatFlags, Mode, fchmodat, fstat},
+        statvfs::statvfs,
+    },
+    unistd::{Gid, fchownat},
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -16,7 +23,7 @@ use std::{
     collections::HashMap,
     ffi::OsString,
     io,
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -35,7 +42,22 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Question {
     Look { path: PathBuf },
-    Bind { from: PathBuf, subdir: String, target: PathBuf },
+    Bind(Bind),
+}
+
+/// A bind mount of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// The mount.
+    pub from: PathBuf,
+    /// A directory in it; empty = its root. Symbolic links and `..` do not lead anywhere.
+    pub subdir: String,
+    /// Where.
+    pub target: PathBuf,
+    /// Group that gets the directory before it is bound: files made in it belong to that group from then on.
+    pub group: Option<u32>,
+    /// Flags of the bind mount.
+    pub flags: BindFlags,
 }
 
 /// What it says.
@@ -95,10 +117,10 @@ impl Helpers {
         }
     }
 
-    /// Binds `from`, or a directory in it, on `target`. Symbolic links and `..` do not lead anywhere.
-    pub async fn bind(&self, from: &Path, subdir: &str, target: &Path, patience: Duration) -> io::Result<()> {
-        let question = Question::Bind { from: from.to_owned(), subdir: subdir.to_owned(), target: target.to_owned() };
-        match self.ask(from, &question, patience).await? {
+    /// Makes a bind mount.
+    pub async fn bind(&self, bind: Bind, patience: Duration) -> io::Result<()> {
+        let from = bind.from.clone();
+        match self.ask(&from, &Question::Bind(bind), patience).await? {
             Answer::Bound => Ok(()),
             Answer::Errno { number, what } => {
                 let error = io::Error::from_raw_os_error(number);
@@ -174,7 +196,7 @@ pub fn run_if_asked() -> bool {
 pub fn answer(question: &str) {
     let answer = match serde_json::from_str(question) {
         Ok(Question::Look { path }) => look(&path),
-        Ok(Question::Bind { from, subdir, target }) => bind(&from, &subdir, &target),
+        Ok(Question::Bind(b)) => bind(&b).map_or_else(|refused| refused, |()| Answer::Bound),
         Err(_) => Answer::Errno { number: Errno::EINVAL as i32, what: "the question is not understood".into() },
     };
     if let Ok(text) = serde_json::to_string(&answer) {
@@ -189,7 +211,7 @@ fn refused(what: impl Into<String>) -> impl FnOnce(Errno) -> Answer {
 
 fn look(path: &Path) -> Answer {
     let root = open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
-    let looked = root.and_then(|root| nix::sys::stat::fstat(&root)).and_then(|_| statvfs(path));
+    let looked = root.and_then(|root| fstat(&root)).and_then(|_| statvfs(path));
     match looked {
         Ok(s) => Answer::Space(Space {
             bytes: s.blocks().saturating_mul(s.fragment_size()),
@@ -201,11 +223,7 @@ fn look(path: &Path) -> Answer {
     }
 }
 
-fn bind(from: &Path, subdir: &str, target: &Path) -> Answer {
-    bind_beneath(from, subdir, target).map_or_else(|answer| answer, |()| Answer::Bound)
-}
-
-fn bind_beneath(from: &Path, subdir: &str, target: &Path) -> Result<(), Answer> {
+fn bind(Bind { from, subdir, target, group, flags: bind_flags }: &Bind) -> Result<(), Answer> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open(from, flags | OFlag::O_NOFOLLOW, Mode::empty()).map_err(refused("opening the mount"))?;
     let from = if subdir.is_empty() {
@@ -213,8 +231,33 @@ fn bind_beneath(from: &Path, subdir: &str, target: &Path) -> Result<(), Answer> 
     } else {
         let beneath = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
         let how = OpenHow::new().flags(flags).resolve(beneath);
-        openat2(&root, subdir, how).map_err(refused("opening the subdirectory"))?
+        openat2(&root, subdir.as_str(), how).map_err(refused("opening the subdirectory"))?
     };
-    let from = PathBuf::from(format!("/proc/self/fd/{}", from.as_raw_fd()));
-    mount(Some(&from), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(refused("binding"))
+    let path = PathBuf::from(format!("/proc/self/fd/{}", from.as_raw_fd()));
+    if let Some(group) = group {
+        give(&from, &path, *group).map_err(refused("giving the directory to the volume mount group"))?;
+    }
+    match mounts::bind(from.as_fd(), target, *bind_flags) {
+        // Linux before 5.12: the driver sets the flags afterwards.
+        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
+            mount(Some(&path), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(refused("binding"))
+        }
+        bound => bound.map_err(|e| refused("binding")(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))),
+    }
+}
+
+/// Gives a directory to a group: it may do everything there, and what is made there is the group's, too (setgid). What is in
+/// it already stays as it is.
+fn give(dir: &impl AsFd, path: &Path, group: u32) -> nix::Result<()> {
+    let found = fstat(dir)?;
+    if found.st_gid != group {
+        fchownat(dir, "", None, Some(Gid::from_raw(group)), AtFlags::AT_EMPTY_PATH)?;
+    }
+    let now = Mode::from_bits_truncate(found.st_mode);
+    let wanted = now | Mode::S_ISGID | Mode::S_IRWXG;
+    // A change of the group may have cleared a bit.
+    if now == wanted && found.st_gid == group {
+        return Ok(());
+    }
+    fchmodat(AT_FDCWD, path, wanted, FchmodatFlags::FollowSymlink)
 }

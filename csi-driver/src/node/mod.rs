@@ -6,6 +6,7 @@
 
 pub mod announce;
 pub mod engine;
+pub mod found;
 pub mod helper;
 pub mod model;
 pub mod mounts;

@@ -92,6 +92,9 @@ pub struct Capability {
     pub mode: AccessMode,
     /// Allowed mount options.
     pub options: MountOptions,
+    /// Group that the volume's files belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
 }
 
 impl Capability {

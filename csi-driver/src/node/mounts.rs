@@ -4,13 +4,17 @@ use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
 };
+use serde::{Deserialize, Serialize};
 use std::{
-    ffi::OsString,
+    ffi::{CString, OsString},
     fs::{self, DirBuilder},
     io,
-    os::unix::{
-        ffi::OsStringExt,
-        fs::{DirBuilderExt, PermissionsExt},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::{
+            ffi::{OsStrExt, OsStringExt},
+            fs::{DirBuilderExt, PermissionsExt},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -101,7 +105,7 @@ fn unescape(word: &[u8]) -> Vec<u8> {
 }
 
 /// Flags of a pod's bind mount. `nosuid` and `nodev` always.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindFlags {
     /// Refuses writes.
     pub read_only: bool,
@@ -116,7 +120,38 @@ impl BindFlags {
     }
 }
 
-/// Sets the flags of the bind mount on top at `target`.
+/// Binds `from` at `target`, with the flags from the first moment on: flags that are set later are seen in this mount
+/// namespace only, while a mount propagates to the node and its pods.
+#[allow(unsafe_code)]
+pub fn bind(from: BorrowedFd<'_>, target: &Path, flags: BindFlags) -> io::Result<()> {
+    const OPEN_TREE_CLONE: libc::c_int = 1;
+    const MOVE_MOUNT_F_EMPTY_PATH: libc::c_int = 4;
+    const RDONLY: u64 = 1;
+    const NOSUID: u64 = 2;
+    const NODEV: u64 = 4;
+    const NOEXEC: u64 = 8;
+    let bit = |set: bool, bit: u64| if set { bit } else { 0 };
+    let set = NOSUID | NODEV | bit(flags.read_only, RDONLY) | bit(flags.no_exec, NOEXEC);
+    // struct mount_attr: set, clear, propagation, user namespace
+    let attributes = [set, (RDONLY | NOEXEC) & !set, 0, 0];
+    let target = CString::new(target.as_os_str().as_bytes())?;
+    let check = |result: libc::c_long| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) };
+    let clone = OPEN_TREE_CLONE | libc::AT_EMPTY_PATH | libc::O_CLOEXEC;
+    // SAFETY: the path is a C string; the kernel keeps no pointer.
+    let tree = check(unsafe { libc::syscall(libc::SYS_open_tree, from.as_raw_fd(), c"".as_ptr(), clone) })?;
+    // SAFETY: a new descriptor that nobody else has.
+    let tree = unsafe { OwnedFd::from_raw_fd(i32::try_from(tree).map_err(io::Error::other)?) };
+    let (fd, size) = (tree.as_raw_fd(), size_of_val(&attributes));
+    let attributes = attributes.as_ptr();
+    // SAFETY: the structure is as long as is said.
+    check(unsafe { libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), libc::AT_EMPTY_PATH, attributes, size) })?;
+    let (here, at, how) = (libc::AT_FDCWD, target.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH);
+    // SAFETY: both paths are C strings.
+    check(unsafe { libc::syscall(libc::SYS_move_mount, fd, c"".as_ptr(), here, at, how) })?;
+    Ok(())
+}
+
+/// Sets the flags of the bind mount on top at `target`, in this mount namespace.
 pub fn set_flags(target: &Path, flags: BindFlags) -> io::Result<()> {
     let mut bits =
         MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RELATIME;

@@ -80,6 +80,21 @@ pub enum StagePlan {
     },
 }
 
+/// A request that names no group, for a volume that is staged with one, means that one: pods with and without a group may
+/// share a volume, and which of them the orchestrator speaks for is chance.
+pub fn inherited(view: View<'_>, request: &StageRequest) -> StageRequest {
+    let mut request = request.clone();
+    if let Some(record) = view.records.stage.as_ref().filter(|r| standing(r, view)) {
+        request.capability.group = request.capability.group.or(record.capability.group);
+    }
+    request
+}
+
+/// Whether a record's mount was promised, or exists.
+fn standing(record: &StageRecord, view: View<'_>) -> bool {
+    record.phase == Phase::Made || view.mounts.top(&record.staging).is_some_and(ours)
+}
+
 /// Decides NodeStageVolume.
 pub fn stage(view: View<'_>, request: &StageRequest) -> Outcome<StagePlan> {
     let found = staging(view.mounts, &request.staging, &request.name, view.health);
@@ -96,7 +111,10 @@ pub fn stage(view: View<'_>, request: &StageRequest) -> Outcome<StagePlan> {
 }
 
 fn same_stage(record: &StageRecord, view: View<'_>, request: &StageRequest) -> Outcome<()> {
-    let standing = record.phase == Phase::Made || view.mounts.top(&record.staging).is_some_and(ours);
+    if record.found && record.staging == request.staging {
+        return Ok(()); // what was not known is known now
+    }
+    let standing = standing(record, view);
     if record.staging != request.staging && standing {
         return Err(Fault::precondition(format!(
             "volume {} is staged at {} on this node",
@@ -116,7 +134,7 @@ fn same_stage(record: &StageRecord, view: View<'_>, request: &StageRequest) -> O
 pub enum UnstagePlan {
     /// Not staged there.
     Nothing,
-    /// Nothing is mounted; forget the record.
+    /// Nothing is mounted (any more); wait for the end of what was, and forget the record.
     Forget,
     /// Nobody serves it: take the layers off.
     Detach(usize),
@@ -182,6 +200,9 @@ pub fn publish(view: View<'_>, request: &PublishRequest) -> Outcome<PublishPlan>
             request.staging.display()
         )));
     };
+    if request.capability.group.is_some() && request.capability.group != stage.capability.group {
+        return Err(Fault::exists(format!("volume {} is staged on this node for another group", request.volume)));
+    }
     access(&view.records.targets, request)?;
     match staging(view.mounts, &stage.staging, &stage.name, view.health) {
         Staging::Live(mount) => Ok(PublishPlan::Target(bind(view.mounts, mount, request)?)),
@@ -198,7 +219,7 @@ pub fn publish(view: View<'_>, request: &PublishRequest) -> Outcome<PublishPlan>
 /// The specification's table for a second NodePublishVolume of a volume on one node.
 pub fn access(targets: &[TargetRecord], request: &PublishRequest) -> Outcome<()> {
     if let Some(other) = targets.iter().find(|t| t.target == request.target) {
-        if other.request() == *request {
+        if other.found || other.request() == *request {
             return Ok(());
         }
         return Err(Fault::exists(format!(

@@ -23,7 +23,7 @@ fn volume() -> VolumeId {
 }
 
 fn capability(mode: AccessMode) -> Capability {
-    Capability { mode, options: MountOptions::default() }
+    Capability { mode, options: MountOptions::default(), group: None }
 }
 
 fn request() -> StageRequest {
@@ -272,4 +272,37 @@ fn recovery_binds_promised_targets_that_are_not_right() {
     ];
     assert_eq!(plan, expected.map(|(p, b)| (p.to_owned(), b)));
     assert!(rebinds(&records, &Mounts::default()).is_empty()); // no mount, nothing to bind
+}
+
+#[test]
+fn a_volume_has_one_group_on_a_node() {
+    let with = |group| Capability { group, ..request().capability };
+    let stage_with = |group| StageRequest { capability: with(group), ..request() };
+    let pod_with = |group| PublishRequest { capability: with(group), ..pod("/t1") };
+    let mounts = Mounts(vec![ours_at(STAGING, "0:1")]);
+    for (staged, asked, again, published) in [
+        (None, None, true, true),
+        (Some(7), Some(7), true, true),
+        (Some(7), None, true, true),
+        (Some(7), Some(8), false, false),
+        (None, Some(8), false, false),
+    ] {
+        let record = StageRecord::new(&stage_with(staged), Phase::Made);
+        let records = VolumeRecords { stage: Some(record), targets: Vec::new() };
+        let view = View { records: &records, mounts: &mounts, health: Health::Alive };
+        let request = inherited(view, &stage_with(asked));
+        assert_eq!(stage(view, &request).is_ok(), again, "{staged:?} {asked:?}");
+        let answer = publish(view, &pod_with(asked));
+        assert_eq!(answer.is_ok(), published, "{staged:?} {asked:?}");
+        if !published {
+            assert_eq!(code(answer), Code::AlreadyExists);
+            assert_eq!(code(stage(view, &request)), Code::AlreadyExists);
+        }
+    }
+    // A mount that is gone and was never promised binds nobody.
+    let stage_record = Some(StageRecord::new(&stage_with(Some(7)), Phase::Making));
+    let records = VolumeRecords { stage: stage_record, targets: Vec::new() };
+    let view = View { records: &records, mounts: &Mounts::default(), health: Health::Silent };
+    assert_eq!(inherited(view, &stage_with(None)).capability.group, None);
+    assert_eq!(stage(view, &stage_with(Some(8))), Ok(StagePlan::Mount { detach: 0 }));
 }

@@ -7,6 +7,7 @@ use super::{
     model::{Capability, PublishRequest, StageRequest, Subdir, VolumeId},
     paths::{hashed, hashed_path},
 };
+use crate::step::step;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File, OpenOptions},
@@ -52,6 +53,9 @@ pub struct StageRecord {
     pub generation: u64,
     /// How far.
     pub phase: Phase,
+    /// Written from what others knew: the next request says the rest.
+    #[serde(default)]
+    pub found: bool,
 }
 
 /// A bind mount for a pod.
@@ -73,6 +77,9 @@ pub struct TargetRecord {
     pub subdir: Subdir,
     /// How far.
     pub phase: Phase,
+    /// Written from what others knew: the next request says the rest.
+    #[serde(default)]
+    pub found: bool,
 }
 
 impl StageRecord {
@@ -86,6 +93,7 @@ impl StageRecord {
             capability: r.capability.clone(),
             generation: r.generation,
             phase,
+            found: false,
         }
     }
 }
@@ -102,6 +110,7 @@ impl TargetRecord {
             readonly: r.readonly,
             subdir: r.subdir.clone(),
             phase,
+            found: false,
         }
     }
     /// What was asked for ("P" of the specification's table, without secrets).
@@ -241,7 +250,9 @@ fn write<T: Serialize>(dir: &Path, file: &Path, record: &T) -> io::Result<()> {
     let mut out = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
     out.write_all(&serde_json::to_vec_pretty(record)?)?;
     out.sync_all()?;
+    step("record.written");
     fs::rename(&temporary, file)?;
+    step("record.renamed");
     sync_dir(dir)
 }
 
@@ -280,10 +291,15 @@ mod tests {
             volume: VolumeId::parse(volume).unwrap(),
             staging: "/s".into(),
             target: path.into(),
-            capability: Capability { mode: AccessMode::SingleNodeWriter, options: MountOptions::default() },
+            capability: Capability {
+                mode: AccessMode::SingleNodeWriter,
+                options: MountOptions::default(),
+                group: None,
+            },
             readonly: true,
             subdir: Subdir::parse("a/b").unwrap(),
             phase: Phase::Made,
+            found: false,
         }
     }
 
@@ -297,6 +313,7 @@ mod tests {
             capability: t.capability,
             generation: 7,
             phase: Phase::Making,
+            found: false,
         }
     }
 

@@ -2,17 +2,20 @@
 
 use super::{
     engine::{Event, Node, spec},
+    found::Attachments,
     model::VolumeId,
     paths::hashed,
     plan::{self, RepairPlan, View},
     records::{Phase, VolumeRecords},
 };
-use crate::{Fault, Outcome};
+use crate::{Fault, Outcome, step::step};
 use std::{sync::Arc, time::Duration};
 use tokio::task::JoinSet;
 
 /// Volumes that are repaired at once.
 const PARALLEL: usize = 16;
+/// How long the masters may take to say what is attached.
+const FIND_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a pass did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,6 +31,12 @@ pub struct Pass {
 impl Node {
     /// Looks at every recorded volume once. Volumes with a call in flight are left to that call.
     pub async fn reconcile(self: &Arc<Node>) -> std::io::Result<Pass> {
+        let pass = self.repair_all().await?;
+        self.collect().await?;
+        Ok(pass)
+    }
+
+    async fn repair_all(self: &Arc<Node>) -> std::io::Result<Pass> {
         let all = self.records.load_all()?;
         let mut pass = Pass { volumes: all.len(), ..Pass::default() };
         let mut running = JoinSet::new();
@@ -48,23 +57,46 @@ impl Node {
         while let Some(done) = running.join_next().await {
             count(&mut pass, Some(done));
         }
+        Ok(pass)
+    }
+
+    /// Lets the runtime go what no record names.
+    async fn collect(&self) -> std::io::Result<()> {
         // Read again: what was staged meanwhile is wanted, too.
         let all = self.records.load_all()?;
         let wanted = all.iter().filter_map(volume_of).map(|v| hashed(v.as_str().as_bytes())).collect();
         self.runtime.collect(&wanted).await;
-        Ok(pass)
+        Ok(())
     }
 
-    /// [`Node::reconcile`] at once and then every `period`, until dropped.
-    pub async fn keep_reconciled(self: Arc<Node>, period: Duration) {
+    /// [`Node::reconcile`] and [`Node::find_lost`] at once and then every `period`, until dropped.
+    pub async fn keep_reconciled(self: Arc<Node>, attachments: Arc<dyn Attachments>, period: Duration) {
         let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if let Err(error) = self.reconcile().await {
+            if let Err(error) = self.reconcile_with(&*attachments).await {
                 tracing::error!(%error, "the node's records cannot be read");
             }
         }
+    }
+
+    /// Records that are there do not wait for masters that are not, and while records may be missing nothing is let go.
+    async fn reconcile_with(self: &Arc<Node>, attachments: &dyn Attachments) -> std::io::Result<()> {
+        self.repair_all().await?;
+        match tokio::time::timeout(FIND_TIMEOUT, self.find_lost(attachments)).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(_)) => _ = self.repair_all().await?,
+            Ok(Err(fault)) => {
+                tracing::warn!(%fault, "mounts without records are left alone for now");
+                return Ok(());
+            }
+            Err(_) => {
+                tracing::warn!("mounts without records are left alone: no master answers");
+                return Ok(());
+            }
+        }
+        self.collect().await
     }
 
     /// Repairs one volume; the caller has entered it.
@@ -78,13 +110,15 @@ impl Node {
         self.drop_dead_targets(&records)?;
         match decided {
             RepairPlan::Leave => return Ok(()),
-            RepairPlan::Adopt => {}
+            RepairPlan::Adopt => self.runtime.refresh(&spec(stage)).await,
             RepairPlan::Foreign => {
                 let at = stage.staging.display();
                 return Err(Fault::precondition(format!("something that is not of this driver is mounted at {at}")));
             }
             RepairPlan::Remount { detach } => {
+                step("node.repair.entered");
                 self.mount(stage, detach).await?;
+                step("node.repair.remounted");
                 self.events.tell(Event::Remounted(volume.clone()));
             }
         }
@@ -115,7 +149,10 @@ impl Node {
                 Err(fault) => Err(fault),
             };
             match bound {
-                Ok(()) => self.events.tell(Event::Rebound(volume.clone(), target)),
+                Ok(()) => {
+                    step("node.repair.rebound");
+                    self.events.tell(Event::Rebound(volume.clone(), target));
+                }
                 Err(fault) => result = Err(fault),
             }
         }

@@ -25,13 +25,14 @@ use tonic::{Request, Response, Status};
 const ATTACH: &str = "fusefs.io/attach";
 /// Key of the publish context: `rw` or `ro` on this node.
 const ACCESS: &str = "fusefs.io/access";
-/// What we can do. VOLUME_MOUNT_GROUP is missing: mounts have no option for it yet.
-const CAPABILITIES: [rpc::Type; 5] = [
+/// What we can do.
+const CAPABILITIES: [rpc::Type; 6] = [
     rpc::Type::StageUnstageVolume,
     rpc::Type::GetVolumeStats,
     rpc::Type::ExpandVolume,
     rpc::Type::VolumeCondition,
     rpc::Type::SingleNodeMultiWriter,
+    rpc::Type::VolumeMountGroup,
 ];
 
 /// How long NodeGetInfo waits for the masters to hear of the node: kubelet registers a node with its answer, and volumes
@@ -231,10 +232,7 @@ fn attachment(context: &HashMap<String, String>) -> Outcome<(u64, bool)> {
 
 fn capability(given: Option<&csi::VolumeCapability>, writable: bool) -> Outcome<Capability> {
     let parsed = valid::Capability::parse(given)?;
-    if parsed.group.is_some() {
-        return Err(Fault::invalid("volume_mount_group is not supported"));
-    }
-    let mut capability = Capability { mode: parsed.mode, options: (&parsed.options).try_into()? };
+    let mut capability = Capability { mode: parsed.mode, options: (&parsed.options).try_into()?, group: parsed.group };
     capability.options.read_only |= !writable;
     Ok(capability)
 }

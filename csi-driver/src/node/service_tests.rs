@@ -95,7 +95,7 @@ fn broken_capabilities() -> Vec<Option<csi::VolumeCapability>> {
         flag("suid"),
         flag("token_file=/etc/shadow"),
         flag("context=a:b:c:s0"),
-        Some(capability(|m| m.volume_mount_group = "1000".into())),
+        Some(capability(|m| m.volume_mount_group = "wheel".into())),
         Some(capability(|m| m.fs_type = "ext4".into())),
     ]
 }

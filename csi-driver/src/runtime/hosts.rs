@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use nix::unistd::{Gid, Uid, chown};
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, HashSet},
     ffi::OsString,
     fs::DirBuilder,
     io,
@@ -34,13 +34,13 @@ pub struct HostDirs {
     root: PathBuf,
     owner: (Uid, Gid),
     /// Directories that nobody wanted the last time.
-    unwanted: Arc<Mutex<BTreeSet<String>>>,
+    unwanted: Arc<Mutex<HashSet<String>>>,
 }
 
 impl HostDirs {
-    /// Makes the directory (0711) and gives what is in it to the daemon's user.
+    /// Makes the directory (0755: the daemon lists it) and gives what is in it to the daemon's user.
     pub fn new(root: &Path, owner: (u32, u32)) -> io::Result<HostDirs> {
-        DirBuilder::new().recursive(true).mode(0o711).create(root)?;
+        DirBuilder::new().recursive(true).mode(0o755).create(root)?;
         Ok(HostDirs {
             root: root.to_owned(),
             owner: (Uid::from_raw(owner.0), Gid::from_raw(owner.1)),
@@ -67,10 +67,10 @@ impl HostFinder for HostDirs {
         self.remove(&hashed(volume.as_bytes()));
     }
 
-    async fn collect(&self, wanted: &BTreeSet<String>) {
+    async fn collect(&self, wanted: &HashSet<String>) {
         let there = names(&self.root).unwrap_or_default(); // there is another time
         let there = there.into_iter().filter_map(|n| n.into_string().ok());
-        let unwanted: BTreeSet<String> = there.filter(|n| !wanted.contains(n)).collect();
+        let unwanted: HashSet<String> = there.filter(|n| !wanted.contains(n)).collect();
         let before = std::mem::replace(&mut *self.unwanted.lock(), unwanted.clone());
         unwanted.intersection(&before).for_each(|name| self.remove(name));
     }

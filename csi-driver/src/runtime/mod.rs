@@ -3,13 +3,15 @@
 pub mod hosts;
 pub mod pod;
 mod process;
+mod tokens;
 
 pub use process::{ProcessRuntime, ProcessSettings};
+pub use tokens::MountTokens;
 
 use crate::Outcome;
 use crate::node::options::MountOptions;
 use async_trait::async_trait;
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 /// A mount that a runtime makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,11 +63,15 @@ pub trait Runtime: Send + Sync + 'static {
     async fn adopt(&self, _spec: &MountSpec) -> Outcome<()> {
         Ok(())
     }
-    /// Flushes and unmounts; after `patience` parks. Afterwards nothing of ours is mounted at the staging path.
+    /// Flushes and unmounts; after `patience` parks. Afterwards nothing of ours is mounted at the staging path. Also when
+    /// nothing is mounted there any more: an earlier try may still be flushing.
     async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged>;
-    /// Lets go what this runtime has of volumes that are not `wanted` (their [`MountSpec::key`]s): what a plugin that was
-    /// killed in the middle has left. Only what was unwanted the last time, too, so that nothing races a stage.
-    async fn collect(&self, _wanted: &BTreeSet<String>) {}
+    /// Called from time to time while a mount is in use: what it needs beside its processes is kept fresh.
+    async fn refresh(&self, _spec: &MountSpec) {}
+    /// Lets go what this runtime has of volumes that are not `wanted` (their [`MountSpec::key`]s) and holds no data: what a
+    /// plugin that was killed in the middle has left. Only what was unwanted the last time, too, so that nothing races a
+    /// stage.
+    async fn collect(&self, _wanted: &HashSet<String>) {}
     /// Processes of the mount.
     async fn status(&self, spec: &MountSpec) -> RuntimeStatus;
 }

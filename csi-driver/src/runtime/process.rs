@@ -4,12 +4,14 @@
 //! The command line carries addresses, the path of the token file and checked options; no secret is in it or in the
 //! environment, which is not inherited.
 
-use super::{MountSpec, Runtime, RuntimeStatus, Unstaged};
+use super::{MountSpec, MountTokens, Runtime, RuntimeStatus, Unstaged};
 use crate::node::io_fault;
 use crate::node::mounts::Mounts;
-use crate::{Fault, Outcome};
+use crate::{Fault, Outcome, step::step};
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use std::{
+    collections::HashSet,
     ffi::OsString,
     fs::DirBuilder,
     io,
@@ -33,6 +35,8 @@ const ENVIRONMENT: &[&str] = &["PATH", "FUSEFS_LOG", "FUSEFS_LOG_JSON", "RUST_BA
 const MESSAGE_BYTES_MAX: usize = 1024;
 /// What is read of a command's messages.
 const OUTPUT_BYTES_MAX: u64 = 64 << 10;
+/// Mount token in a state directory.
+const TOKEN_FILE: &str = "mount-token";
 /// Between two looks whether a mount's processes are gone.
 const LOOK: Duration = Duration::from_millis(50);
 /// Files of a state directory that hold data: the journal, and journals that were put aside.
@@ -58,9 +62,11 @@ pub struct ProcessSettings {
 }
 
 /// Starts `fusefs mount`.
-#[derive(Clone, Debug)]
 pub struct ProcessRuntime {
     settings: ProcessSettings,
+    tokens: Option<MountTokens>,
+    /// State directories that belonged to nobody at the last look.
+    suspects: Mutex<HashSet<String>>,
 }
 
 impl ProcessRuntime {
@@ -68,7 +74,17 @@ impl ProcessRuntime {
     pub fn new(settings: ProcessSettings) -> io::Result<ProcessRuntime> {
         DirBuilder::new().recursive(true).mode(0o700).create(&settings.state_dir)?;
         std::fs::set_permissions(&settings.state_dir, std::fs::Permissions::from_mode(0o700))?;
-        Ok(ProcessRuntime { settings })
+        Ok(ProcessRuntime { settings, tokens: None, suspects: Mutex::default() })
+    }
+
+    /// Mounts get a token of their own; only those without an attach generation still get the cluster token.
+    pub fn with_tokens(self, tokens: MountTokens) -> ProcessRuntime {
+        ProcessRuntime { tokens: Some(tokens), ..self }
+    }
+
+    /// File with the mount token of a volume.
+    fn token_file(&self, spec: &MountSpec) -> PathBuf {
+        self.journal(spec).join(TOKEN_FILE)
     }
 
     fn journal(&self, spec: &MountSpec) -> PathBuf {
@@ -76,11 +92,13 @@ impl ProcessRuntime {
     }
 
     /// Arguments of `fusefs` for a mount.
-    fn mount_arguments(&self, spec: &MountSpec) -> Vec<OsString> {
+    fn mount_arguments(&self, spec: &MountSpec, own_token: bool) -> Vec<OsString> {
         let s = &self.settings;
         let mut out: Vec<OsString> = vec!["mount".into(), "--background".into(), "--allow-other".into()];
         out.extend(["--master".into(), s.masters.join(",").into()]);
-        if let Some(file) = &s.token_file {
+        if own_token {
+            out.extend(["--mount-token-file".into(), self.token_file(spec).into_os_string()]);
+        } else if let Some(file) = &s.token_file {
             out.extend(["--token-file".into(), file.clone().into_os_string()]);
         }
         out.extend(["--state-dir".into(), self.journal(spec).into_os_string()]);
@@ -112,6 +130,7 @@ impl ProcessRuntime {
             .process_group(0)
             .kill_on_drop(!leave)
             .spawn()?;
+        step(if leave { "node.mount.started" } else { "node.unstage.started" });
         let stderr = child.stderr.take();
         let said = async {
             let (text, status) = tokio::join!(text_of(stderr), child.wait());
@@ -151,6 +170,17 @@ impl ProcessRuntime {
             return Err(Fault::unavailable(format!("{} cannot be unmounted: {said}", staging.display())));
         }
         Ok(Unstaged::Parked(format!("{why}; what is not in the object store is in {}", self.journal(spec).display())))
+    }
+}
+
+/// Whether somebody works in a state directory.
+fn lock_status(dir: &Path) -> RuntimeStatus {
+    use nix::fcntl::{Flock, FlockArg};
+    let Ok(file) = std::fs::File::open(dir.join("lock")) else { return RuntimeStatus::Absent };
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_free) => RuntimeStatus::Absent,
+        Err((_, nix::errno::Errno::EAGAIN)) => RuntimeStatus::Running,
+        Err(_) => RuntimeStatus::Unknown,
     }
 }
 
@@ -202,7 +232,16 @@ impl Runtime for ProcessRuntime {
         if !plain(spec) {
             return Err(Fault::invalid("the volume's name or path cannot be given to fusefs mount"));
         }
-        let arguments = self.mount_arguments(spec);
+        let own_token = match &self.tokens {
+            Some(tokens) => {
+                let dir = self.journal(spec);
+                let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+                made.map_err(|e| io_fault(format_args!("making {}", dir.display()), &e))?;
+                tokens.put(&self.token_file(spec), &spec.name, spec.generation).await?
+            }
+            None => false,
+        };
+        let arguments = self.mount_arguments(spec, own_token);
         let ended = self.fusefs(arguments, self.settings.start_timeout, true).await;
         match ended.map_err(|e| io_fault("starting fusefs mount", &e))? {
             Some(ended) if ended.status.success() => Ok(()),
@@ -212,11 +251,12 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged> {
+        let gone = !is_mounted(&spec.staging)?; // an earlier try, or a reboot: only its end is waited for
         let deadline = Instant::now() + patience;
         let arguments = vec!["umount".into(), "--".into(), spec.staging.clone().into_os_string()];
         let ended = self.fusefs(arguments, patience, false).await;
         match ended.map_err(|e| io_fault("starting fusefs umount", &e))? {
-            Some(ended) if ended.status.success() && !is_mounted(&spec.staging)? => {
+            Some(ended) if (ended.status.success() || gone) && !is_mounted(&spec.staging)? => {
                 Ok(self.ended(spec, deadline - Instant::now()).await)
             }
             Some(ended) => self.detach(&spec.staging, &ended.text, spec).await,
@@ -224,15 +264,32 @@ impl Runtime for ProcessRuntime {
         }
     }
 
+    async fn refresh(&self, spec: &MountSpec) {
+        if let Some(tokens) = &self.tokens {
+            tokens.renew(&self.token_file(spec), &spec.name, spec.generation).await;
+        }
+    }
+
+    /// Only what was nobody's at two looks goes: whoever makes a directory has recorded its volume before.
+    async fn collect(&self, known: &HashSet<String>) {
+        let Ok(entries) = std::fs::read_dir(&self.settings.state_dir) else { return };
+        let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+        let found: HashSet<String> = names.filter(|n| !known.contains(n)).collect();
+        let before = std::mem::replace(&mut *self.suspects.lock(), found.clone());
+        for name in found.intersection(&before) {
+            let dir = self.settings.state_dir.join(name);
+            let idle = lock_status(&dir) == RuntimeStatus::Absent;
+            match if idle { left(&dir) } else { Ok(true) } {
+                Ok(gone) if !gone => tracing::info!(dir = %dir.display(), "removed: its volume is not here any more"),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(dir = %dir.display(), %error, "cannot be removed"),
+            }
+        }
+    }
+
     /// The state directory is locked while a supervisor works in it.
     async fn status(&self, spec: &MountSpec) -> RuntimeStatus {
-        use nix::fcntl::{Flock, FlockArg};
-        let Ok(file) = std::fs::File::open(self.journal(spec).join("lock")) else { return RuntimeStatus::Absent };
-        match Flock::lock(file, FlockArg::LockSharedNonblock) {
-            Ok(_free) => RuntimeStatus::Absent,
-            Err((_, nix::errno::Errno::EAGAIN)) => RuntimeStatus::Running,
-            Err(_) => RuntimeStatus::Unknown,
-        }
+        lock_status(&self.journal(spec))
     }
 }
 
@@ -288,6 +345,32 @@ mod tests {
         let hostile = MountSpec { name: "--token-file=/etc/shadow".into(), ..spec(Path::new("/s")) };
         assert_eq!(r.stage(&hostile).await.unwrap_err().code, tonic::Code::InvalidArgument);
         assert_eq!(r.status(&spec(Path::new("/s"))).await, RuntimeStatus::Absent);
+    }
+
+    #[tokio::test]
+    async fn directories_of_nobody_go_at_the_second_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let r = runtime(dir.path(), "exit 0");
+        let state = dir.path().join("state");
+        for (name, file) in [("known", "mount.log"), ("empty", "mount.log"), ("data", "journal.0"), ("busy", "lock")] {
+            std::fs::create_dir(state.join(name)).unwrap();
+            std::fs::write(state.join(name).join(file), "").unwrap();
+        }
+        let lock = std::fs::File::open(state.join("busy/lock")).unwrap();
+        let lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
+        let known = HashSet::from(["known".to_owned()]);
+        let there = || {
+            let mut names: Vec<_> = std::fs::read_dir(&state).unwrap().map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        r.collect(&known).await;
+        assert_eq!(there().len(), 4);
+        r.collect(&known).await;
+        assert_eq!(there(), ["busy", "data", "known"]);
+        drop(lock);
+        r.collect(&HashSet::new()).await;
+        assert_eq!(there(), ["data", "known"], "it was known a moment ago");
     }
 
     #[tokio::test]

@@ -3,14 +3,14 @@
 
 use super::{
     SuperviseError,
-    dirs::{self, Claim},
+    dirs::{self, Claim, Dirs},
     journal,
     record::names,
     setup,
 };
 use crate::{
     fuse::MountSettings,
-    keeper::{Channel, Store, sys},
+    keeper::{Channel, Item, Store, sys},
 };
 use std::{
     io,
@@ -126,6 +126,16 @@ impl Held {
         Ok(new)
     }
 
+    /// Replaces the proof for the masters.
+    pub fn set_credential(&mut self, credential: Vec<u8>) {
+        self.store.put(names::CREDENTIAL, Item { bytes: credential, fd: None });
+    }
+
+    /// Tells whoever serves the mount about it.
+    pub fn give_credential(&self, host: &Channel) -> io::Result<()> {
+        self.store.get(names::CREDENTIAL).map_or(Ok(()), |item| host.put(names::CREDENTIAL, item))
+    }
+
     /// Gives duplicates to a holder of many mounts.
     pub fn share(&self, holder: &Channel, key: &str) -> io::Result<()> {
         self.store.iter().try_for_each(|(name, item)| holder.put(&shared(key, name), item))
@@ -164,6 +174,11 @@ impl Held {
         let parked = fusefs_data_path::journal::park(&self.state).map_err(fail)?;
         journal::open(&self.state, journal_bytes, &mut self.store)?;
         Ok(parked)
+    }
+
+    /// After the unmount: the directory underneath is as it was.
+    pub fn unprotect(&self) {
+        setup::unprotect(&Dirs { state: self.state.clone(), runtime: PathBuf::new() });
     }
 
     /// Removes an empty journal after the mount's end. `Held` is dropped with it: nothing keeps the mount.

@@ -219,6 +219,7 @@ pub(super) fn unprotect(dirs: &Dirs) {
     }
     match set_immutable(point, false) {
         Ok(_) => drop(std::fs::remove_file(marker)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => drop(std::fs::remove_file(marker)), // gone with the directory
         Err(error) => tracing::warn!(%error, point = %point.display(), "stays unwritable; see: chattr -i"),
     }
 }

@@ -1,6 +1,6 @@
 //! getattr, setattr, statfs.
 
-use super::{Change, Entry, FsStat, Request, Vfs, left, unexpected};
+use super::{Change, Entry, FsStat, Request, Vfs, by_number, left, unexpected};
 use fusefs_types::{
     Attr, FileKind, FsResult, Ino, limits,
     ops::{Read, ReadReply, SetAttr, Write, WriteReply},
@@ -16,7 +16,7 @@ impl Vfs {
     /// Attributes and how long they may be used. 0 RPCs while valid, else 1.
     pub async fn getattr(&self, _rq: &Request, ino: Ino) -> FsResult<(Attr, Duration)> {
         self.gate().await?;
-        let (attr, until) = self.attr(ino).await?;
+        let (attr, until) = self.attr(ino).await.map_err(by_number)?;
         Ok((attr, left(until, self.now())))
     }
 

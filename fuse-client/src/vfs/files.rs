@@ -1,7 +1,7 @@
 //! open, release, read, write, flush, fsync.
 
 use super::handle::Handle;
-use super::{Opened, Request, Vfs, check_size, unexpected};
+use super::{Opened, Request, Vfs, by_number, check_size, unexpected};
 use bytes::Bytes;
 use fusefs_data_path::WriteContext;
 use fusefs_types::{
@@ -13,6 +13,8 @@ use fusefs_types::{
 pub(super) struct Opening<'a> {
     vfs: &'a Vfs,
     ino: Ino,
+    /// Number of the request, if an earlier process may have made a handle for it.
+    resent: Option<u64>,
     keep: bool,
 }
 
@@ -26,7 +28,10 @@ impl Opening<'_> {
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
         if !self.keep {
-            // If the cluster was told of this open, it hears of its end with the next close that is sent.
+            if let Some(unique) = self.resent {
+                self.vfs.open.disown(unique);
+            }
+            // If the cluster was told of this open, it soon hears of its end.
             self.vfs.open.abandon(self.ino);
         }
     }
@@ -34,13 +39,14 @@ impl Drop for Opening<'_> {
 
 impl Vfs {
     /// Notes an open under way, before the cluster is asked or as soon as the inode is known.
-    pub(super) fn opening(&self, ino: Ino) -> Opening<'_> {
+    pub(super) fn opening(&self, rq: &Request, ino: Ino) -> Opening<'_> {
         self.open.opening(ino);
-        Opening { vfs: self, ino, keep: false }
+        Opening { vfs: self, ino, resent: rq.resent.then_some(rq.unique), keep: false }
     }
 
     /// Opens a file. Always 1 RPC: close-to-open consistency asks for attributes as of now. The kernel keeps its pages
-    /// only if the file has not changed since they were read.
+    /// only if the file has not changed since they were read. [`FsError::Stale`] when it is gone: its name may be another
+    /// file's by now, and the kernel looks.
     pub async fn open(&self, rq: &Request, ino: Ino, flags: i32) -> FsResult<Opened> {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         if write {
@@ -48,10 +54,10 @@ impl Vfs {
         } else {
             self.gate().await?;
         }
-        let opening = self.opening(ino);
+        let opening = self.opening(rq, ino);
         self.miss();
         let sent = self.now();
-        let ReadReply::Attr(attr) = self.meta.read(Read::Open { ino, write }).await? else {
+        let ReadReply::Attr(attr) = self.meta.read(Read::Open { ino, write }).await.map_err(by_number)? else {
             return Err(unexpected("open"));
         };
         self.learn_attr(&attr, sent);

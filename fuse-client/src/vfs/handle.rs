@@ -7,6 +7,8 @@ use super::handle_file::{HandleFile, Slot};
 use fusefs_types::Ino;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// Bits of a handle's number.
 const NUMBER_MASK: u32 = 0xff_ffff;
@@ -60,6 +62,8 @@ impl Handle {
 #[derive(Debug, Default)]
 pub struct OpenTable {
     state: Mutex<State>,
+    /// Something is in [`OpenTable::mistaken`], perhaps.
+    corrected: Notify,
 }
 
 /// One open handle: the request that made it and its slot in the file.
@@ -76,7 +80,7 @@ struct State {
     open: HashMap<Ino, (Vec<OpenHandle>, u32)>,
     /// Inodes that the cluster was told are held here: it waits to hear of their last close.
     told: HashSet<Ino>,
-    /// Create-and-opens under way, whose inodes are not known yet.
+    /// Create-and-opens under way, whose inodes are not known yet, and requests of an earlier process that may be such.
     creating: u32,
     file: Option<HandleFile>,
 }
@@ -92,6 +96,18 @@ impl State {
             }
         }
         self.open.entry(ino).or_default().0.push(handle);
+    }
+    /// Takes a handle out; whether it was there.
+    fn remove(&mut self, ino: Ino, chosen: impl Fn(&OpenHandle) -> bool) -> bool {
+        let Some((handles, _)) = self.open.get_mut(&ino) else { return false };
+        let Some(at) = handles.iter().position(chosen) else { return false };
+        let handle = handles.swap_remove(at);
+        if let (Some(slot), Some(file)) = (handle.slot, &mut self.file)
+            && let Err(error) = file.remove(slot)
+        {
+            tracing::error!(%ino, %error, "a closed handle will look open after a restart of the client");
+        }
+        true
     }
     /// The last handle of an inode went: whether the cluster waits for that.
     fn closed(&mut self, ino: Ino) -> bool {
@@ -119,7 +135,7 @@ impl OpenTable {
             state.open.entry(Ino(slot.ino)).or_default().0.push(handle);
             state.told.insert(Ino(slot.ino));
         }
-        Ok(OpenTable { state: Mutex::new(state) })
+        Ok(OpenTable { state: Mutex::new(state), corrected: Notify::new() })
     }
     /// Counts an open; call it before the cluster is asked, so that a holder question in between is answered right.
     pub fn opening(&self, ino: Ino) {
@@ -134,7 +150,23 @@ impl OpenTable {
         }
         if s.closed(ino) {
             s.told.insert(ino);
+            self.corrected.notify_one();
         }
+    }
+    /// An open that the kernel sent again has failed: the handle that an earlier process may have made for the request
+    /// `unique` belongs to nobody.
+    pub fn disown(&self, unique: u64) {
+        let mut s = self.state.lock();
+        let made = |handles: &[OpenHandle]| handles.iter().any(|h| h.unique == unique && unique != 0);
+        let Some(ino) = s.open.iter().find(|(_, (handles, _))| made(handles)).map(|(ino, _)| *ino) else { return };
+        if s.remove(ino, |h| h.unique == unique) && s.closed(ino) {
+            s.told.insert(ino);
+            self.corrected.notify_one();
+        }
+    }
+    /// The last close of this inode will be told to the cluster, which counts on it.
+    pub fn awaited(&self, ino: Ino) {
+        self.state.lock().told.insert(ino);
     }
     /// Makes the handle of an open that the request `unique` asked for; `was_opening` = [`OpenTable::opening`] was called.
     /// The same request gets the same handle again, also from a later process: a resent open is one open.
@@ -158,15 +190,7 @@ impl OpenTable {
     /// Releasing it again (a resent release) does nothing.
     pub fn release(&self, ino: Ino, fh: u64) -> bool {
         let mut s = self.state.lock();
-        let Some((handles, _)) = s.open.get_mut(&ino) else { return false };
-        let Some(at) = handles.iter().position(|h| h.fh == fh) else { return false };
-        let handle = handles.swap_remove(at);
-        if let (Some(slot), Some(file)) = (handle.slot, &mut s.file)
-            && let Err(error) = file.remove(slot)
-        {
-            tracing::error!(%ino, %error, "a closed handle will look open after a restart of the client");
-        }
-        s.closed(ino)
+        s.remove(ino, |h| h.fh == fh) && s.closed(ino)
     }
     /// Whether a handle of the inode is open, or an open is under way.
     pub fn is_open(&self, ino: Ino) -> bool {
@@ -203,19 +227,28 @@ impl OpenTable {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// Returns when [`OpenTable::mistaken`] may have something.
+    pub async fn wait_mistaken(&self) {
+        self.corrected.notified().await;
+    }
     /// Marks a create-and-open as under way until the guard is dropped.
-    pub fn creating(&self) -> Creating<'_> {
+    pub fn creating(self: &Arc<Self>) -> Creating {
         self.state.lock().creating += 1;
-        Creating(self)
+        Creating(self.clone())
     }
 }
 
 /// See [`OpenTable::creating`].
-pub struct Creating<'a>(&'a OpenTable);
+#[derive(Debug)]
+pub struct Creating(Arc<OpenTable>);
 
-impl Drop for Creating<'_> {
+impl Drop for Creating {
     fn drop(&mut self) {
-        self.0.state.lock().creating -= 1;
+        let mut s = self.0.state.lock();
+        s.creating -= 1;
+        if s.creating == 0 && !s.told.is_empty() {
+            self.0.corrected.notify_one();
+        }
     }
 }
 
@@ -251,7 +284,7 @@ mod tests {
 
     #[test]
     fn while_creating_every_inode_may_be_ours_and_that_is_corrected() {
-        let t = OpenTable::default();
+        let t = Arc::new(OpenTable::default());
         let g = t.creating();
         assert!(t.holds(Ino(6)) && t.holds(Ino(7)));
         let fh = t.opened(Ino(7), 0, 2, false);
@@ -271,6 +304,27 @@ mod tests {
         t.abandon(Ino(8));
         assert!(t.is_empty());
         assert_eq!(t.mistaken(), [Ino(8)]);
+    }
+
+    #[test]
+    fn the_handle_of_a_resent_open_that_fails_goes() {
+        let file = tempfile::tempfile().unwrap();
+        let t = OpenTable::restore(file.try_clone().unwrap()).unwrap();
+        t.opened(Ino(5), 0, 10, false);
+        let kept = t.opened(Ino(6), 0, 12, false);
+        drop(t);
+        let t = OpenTable::restore(file.try_clone().unwrap()).unwrap();
+        t.disown(14);
+        assert_eq!(t.len(), 2, "of a request that was never here");
+        t.opening(Ino(5));
+        t.disown(10);
+        assert!(t.holds(Ino(5)), "the open is still under way");
+        t.abandon(Ino(5));
+        assert_eq!(t.mistaken(), [Ino(5)]);
+        drop(t);
+        let t = OpenTable::restore(file).unwrap();
+        assert_eq!(t.len(), 1, "it does not come back");
+        assert!(t.release(Ino(6), kept));
     }
 
     #[test]

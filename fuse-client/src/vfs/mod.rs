@@ -40,8 +40,9 @@ use fusefs_types::{
     limits,
     ops::{Read, ReadReply, Write, WriteReply},
 };
-use handle::OpenTable;
+use handle::{Creating, OpenTable};
 use icache::InodeCache;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -132,8 +133,30 @@ pub struct Vfs {
     open: Arc<OpenTable>,
     listings: Listings,
     locks: Arc<locks::Locks>,
+    /// Until it is known what the kernel sends again.
+    resuming: Mutex<Option<Creating>>,
+    corrections: tokio::task::JoinHandle<()>,
     hits: AtomicU64,
     misses: AtomicU64,
+}
+
+impl Drop for Vfs {
+    fn drop(&mut self) {
+        self.corrections.abort();
+    }
+}
+
+/// Takes back what the cluster was told to be open here and is not: while inodes of unknown numbers are made, every
+/// answer is "open". What is lost with this process is asked again by way of its successor.
+async fn correct(open: Arc<OpenTable>, meta: Arc<dyn Meta>) {
+    loop {
+        open.wait_mistaken().await;
+        for ino in open.mistaken() {
+            if let Err(error) = meta.read(Read::Close { ino }).await {
+                tracing::debug!(%ino, %error, "taking a claim on an orphan back");
+            }
+        }
+    }
 }
 
 impl Vfs {
@@ -214,7 +237,10 @@ impl Vfs {
         let open = Arc::new(open);
         let locks = locks::Locks::new((meta.clone(), data.clone()), session, close_timeout, settings.resumed);
         let listener = locks::Listener { open: open.clone(), locks: Arc::downgrade(&locks) };
+        // Before the first question: a create that is sent again may have made any inode.
+        let resuming = settings.resumed.then(|| open.creating());
         meta.set_holders(Arc::new(listener));
+        let corrections = tokio::spawn(correct(open.clone(), meta.clone()));
         Vfs {
             names: DentryCache::new(settings.dentries),
             settings,
@@ -225,6 +251,8 @@ impl Vfs {
             open,
             listings: Listings::default(),
             locks,
+            resuming: Mutex::new(resuming),
+            corrections,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }
@@ -257,6 +285,9 @@ impl Vfs {
     /// a resume is under way (PROTOCOL 16). 0 RPCs.
     pub fn register(&self, rq: &Request) {
         rq.set_registered();
+        if rq.resent {
+            rq.set_maker(self.open.creating());
+        }
         let op = OpId { mount: self.settings.mount, origin: Origin::Fuse, number: rq.unique, step: 0 };
         self.meta.register(op, rq.resent);
     }
@@ -272,6 +303,7 @@ impl Vfs {
     /// Every request that an earlier process left unanswered has been registered.
     pub fn resumed(&self) {
         self.meta.resumed();
+        self.resuming.lock().take();
     }
 
     /// The reply of this request reached the kernel: its stored replies may be dropped (PROTOCOL 16).
@@ -279,6 +311,11 @@ impl Vfs {
         if let Some(op) = rq.to_acknowledge(self.settings.mount) {
             self.meta.replied(op);
         }
+    }
+
+    /// The kernel did not take the answer: a handle that was made for the request belongs to nobody.
+    pub fn unheard(&self, rq: &Request) {
+        self.open.disown(rq.unique);
     }
 
     /// Commits everything that is dirty: before a clean unmount.
@@ -386,6 +423,13 @@ fn left(until: u64, now: u64) -> Duration {
 fn check_size(offset: u64, len: u64) -> FsResult<u64> {
     let end = offset.checked_add(len).ok_or(FsError::FileTooBig)?;
     if end > limits::FILE_SIZE_MAX { Err(FsError::FileTooBig) } else { Ok(end) }
+}
+
+/// For requests that name a file by its number. The kernel got the number from a name; when the file is gone the name may be
+/// another file's by now (somebody else renamed one over it), so the answer is not "no such file" but "look again", which
+/// Linux does by itself.
+fn by_number(e: FsError) -> FsError {
+    if e == FsError::NotFound { FsError::Stale } else { e }
 }
 
 /// A partition answered something else than what was asked: a bug on one of the two sides, never a panic.

@@ -6,7 +6,7 @@ use super::{Entry, Opened, Request, Vfs, dcache::Known, unexpected};
 use bytes::Bytes;
 use fusefs_types::{
     Attr, FileKind, FsError, FsResult, Ino, Name,
-    ops::{Create, Link, NewNode, Read, ReadReply, Rename, RenameMode, Unlink, Write, WriteReply},
+    ops::{Create, Link, NewNode, Read, ReadReply, Rename, RenameMode, Tmpfile, Unlink, Write, WriteReply},
 };
 
 impl Vfs {
@@ -27,9 +27,12 @@ impl Vfs {
         let creating = self.open.creating();
         let made = self.make(rq, parent, &Name::new(name)?, NewNode::File, mode, exclusive).await;
         let opening = match &made {
-            Ok((attr, _, false)) => Some(self.opening(attr.ino)),
+            Ok((attr, _, false)) => Some(self.opening(rq, attr.ino)),
             _ => None,
         };
+        if rq.resent && opening.is_none() {
+            self.open.disown(rq.unique);
+        }
         drop(creating);
         for ino in self.open.mistaken() {
             self.tell_closed(ino).await;
@@ -43,6 +46,32 @@ impl Vfs {
         self.inodes.set_pages(attr.ino, attr.change);
         let opened = self.opened(rq, attr.ino, flags, true, true);
         opening.into_iter().for_each(Opening::keep);
+        Ok((entry, opened))
+    }
+
+    /// open(O_TMPFILE): a file without a name. 1 RPC, and 1 for the last close if nobody has given it a name.
+    pub async fn tmpfile(&self, rq: &Request, parent: Ino, mode: u16, flags: i32) -> FsResult<(Entry, Opened)> {
+        self.gate_change().await?;
+        let creating = self.open.creating();
+        let sent = self.sent(rq);
+        let write = Tmpfile { parent, mode: mode & 0o7777, uid: rq.uid, gid: rq.gid };
+        let (attr, opening) = match self.mutate(rq, Write::Tmpfile(write)).await {
+            Ok(WriteReply::Created { attr, .. }) => {
+                // The partition knows that it is held, and waits to hear of the last close.
+                let opening = self.opening(rq, attr.ino);
+                self.open.awaited(attr.ino);
+                (attr, opening)
+            }
+            other => {
+                self.open.disown(rq.unique);
+                return Err(other.err().unwrap_or_else(|| unexpected("tmpfile")));
+            }
+        };
+        drop(creating);
+        let entry = self.entry(&attr, sent);
+        self.inodes.set_pages(attr.ino, attr.change);
+        let opened = self.opened(rq, attr.ino, flags, true, true);
+        opening.keep();
         Ok((entry, opened))
     }
 
@@ -147,6 +176,8 @@ impl Vfs {
     pub async fn link(&self, rq: &Request, ino: Ino, parent: Ino, name: Bytes) -> FsResult<Entry> {
         self.gate_change().await?;
         let name = Name::new(name)?;
+        // A file without a name lives as long as it is held, so its last close is told after this.
+        let _held = self.opening(rq, ino);
         let mutation = self.names.begin(parent);
         let sent = self.sent(rq);
         match self.mutate(rq, Write::Link(Link { ino, parent, name: name.clone() })).await {

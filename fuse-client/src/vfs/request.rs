@@ -1,10 +1,12 @@
 //! The vfs' own request head, whatever library read the request (PROTOCOL 46), and its answers.
 
+use super::handle::Creating;
 use bytes::Bytes;
 use fusefs_types::{
     Attr, FileKind, Ino,
     ids::{MountId, OpId, Origin},
 };
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::Notify;
@@ -74,6 +76,8 @@ pub struct Request {
     steps: AtomicU32,
     /// Its number is known to be outstanding.
     registered: AtomicBool,
+    /// While a request of an earlier process is under way, any inode may be one that it made.
+    maker: Mutex<Option<Creating>>,
 }
 
 impl Request {
@@ -84,8 +88,12 @@ impl Request {
     pub(super) fn set_registered(&self) {
         self.registered.store(true, Ordering::Relaxed);
     }
+    pub(super) fn set_maker(&self, maker: Creating) {
+        *self.maker.lock() = Some(maker);
+    }
     /// Not any more; whether it was.
     pub(super) fn take_registered(&self) -> bool {
+        self.maker.lock().take();
         self.registered.swap(false, Ordering::Relaxed)
     }
     /// Name of the next mutation of this request.

@@ -350,7 +350,12 @@ impl Meta for FakeMeta {
     }
     fn resume_journal(&self, _unfinished: &[u64]) {}
     fn set_holders(&self, holders: Arc<dyn Holders>) {
-        self.cluster.holders.lock().insert(self.session, holders);
+        self.cluster.holders.lock().insert(self.session, holders.clone());
+        // A session with a new stream is asked again.
+        let claimed = self.cluster.state.lock().p.claims().remove(&self.session).unwrap_or_default();
+        let (held, released) = claimed.into_iter().partition(|i| holders.holds(*i));
+        self.cluster.internal(Internal::Pin { session: self.session, held, released });
+        self.cluster.settle();
     }
 }
 

@@ -1,10 +1,13 @@
 //! Two mounts of one volume.
 
-use crate::cluster::{Client, Cluster};
+use crate::cluster::{Client, Cluster, Hold};
 use crate::rng::{Random, seeds};
 use bytes::Bytes;
 use fusefs_fuse_client::vfs::{Change, Request};
-use fusefs_types::{FsError, Ino, Time, ops::SetTime};
+use fusefs_types::{
+    FsError, Ino, Time,
+    ops::{RenameMode, SetTime},
+};
 use std::sync::Arc;
 
 #[tokio::test]
@@ -114,6 +117,19 @@ async fn appends_of_two_clients_do_not_overwrite_each_other() {
     assert!(o.direct_io, "the kernel must not place appends in its page cache");
 }
 
+/// A client that knows a file's number from before another one replaced it is told to look at the name again.
+#[tokio::test]
+async fn a_file_that_was_replaced_elsewhere_is_stale_not_absent() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.client(), cluster.client());
+    a.put("f", b"old").await.unwrap();
+    let old = b.walk("f").await.unwrap().ino;
+    a.put("new", b"new").await.unwrap();
+    a.rename("new", "f", RenameMode::Replace).await.unwrap();
+    assert_eq!(b.vfs.open(&b.rq(), old, libc::O_RDONLY).await.map(|_| ()), Err(FsError::Stale));
+    assert_eq!(b.get("f").await.unwrap(), b"new");
+}
+
 #[tokio::test]
 async fn an_unlinked_file_lives_as_long_as_it_is_open_anywhere() {
     let cluster = Cluster::new();
@@ -127,7 +143,7 @@ async fn an_unlinked_file_lives_as_long_as_it_is_open_anywhere() {
     assert_eq!(&b.pread(ino, fh, 0, 100).await.unwrap()[..], b"still there");
     b.close(ino, fh).await.unwrap();
     assert_eq!(cluster.usage().orphans, 0, "freed with the last close");
-    assert_eq!(b.vfs.getattr(&b.rq(), ino).await.map(|_| ()), Err(FsError::NotFound));
+    assert_eq!(b.vfs.getattr(&b.rq(), ino).await.map(|_| ()), Err(FsError::Stale));
     assert!(!b.vfs.stats().open > 0);
 
     let (attr, fh) = a.create("own").await.unwrap();
@@ -136,6 +152,74 @@ async fn an_unlinked_file_lives_as_long_as_it_is_open_anywhere() {
     assert_eq!(a.vfs.getattr(&a.rq(), attr.ino).await.unwrap().0.size, 1);
     a.close(attr.ino, fh).await.unwrap();
     assert_eq!(cluster.usage().orphans, 0);
+}
+
+/// Lets background work run until something has come true.
+async fn soon(what: &str, reached: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if reached() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("waited too long: {what}");
+}
+
+/// While a create is under way its client holds whatever it is asked about, since any inode may be the new one.
+#[tokio::test]
+async fn what_a_killed_client_claimed_to_hold_is_freed_by_its_successor() {
+    for sent_again in [false, true] {
+        let cluster = Cluster::new();
+        let (a, b) = (Arc::new(cluster.client()), cluster.client());
+        a.put("gone", b"one").await.unwrap();
+        let before = cluster.usage().inodes;
+        a.meta.hold(Hold { replies: true, ..Hold::default() });
+        let rq = a.rq();
+        let unique = rq.unique;
+        let client = a.clone();
+        let create = async move { client.vfs.create(&rq, Ino::ROOT, "new".into(), 0o600, libc::O_EXCL).await };
+        let making = tokio::spawn(create);
+        soon("the create", || cluster.usage().inodes == before + 1).await;
+        b.vfs.unlink(&b.rq(), Ino::ROOT, "gone".into()).await.unwrap();
+        assert_eq!(cluster.usage().orphans, 1);
+        // It is killed: nothing that it has to say arrives any more.
+        a.meta.cut(true);
+        making.abort();
+        assert!(making.await.is_err());
+        let next = cluster.successor_with(&a, |s| s.resumed = true);
+        assert_eq!(cluster.usage().orphans, 1, "nobody knows yet what is sent again");
+        let mut again = Request::new(unique, 0, 0);
+        again.resent = true;
+        if sent_again {
+            next.vfs.register(&again);
+        }
+        next.vfs.resumed();
+        if sent_again {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(cluster.usage().orphans, 1, "the create is not answered yet");
+            let (entry, opened) = next.vfs.create(&again, Ino::ROOT, "new".into(), 0o600, libc::O_EXCL).await.unwrap();
+            b.vfs.unlink(&b.rq(), Ino::ROOT, "new".into()).await.unwrap();
+            drop(again);
+            soon("the file that nobody has open goes", || cluster.usage().orphans == 1).await;
+            assert!(next.vfs.getattr(&next.rq(), entry.attr.ino).await.is_ok());
+            next.vfs.release(&next.rq(), entry.attr.ino, opened.fh).await;
+        }
+        soon("nothing is held any more", || cluster.usage().orphans == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_handle_of_which_the_kernel_did_not_hear_is_nobodys() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.client(), cluster.client());
+    let rq = a.rq();
+    a.vfs.create(&rq, Ino::ROOT, "f".into(), 0o600, libc::O_EXCL).await.unwrap();
+    b.vfs.unlink(&b.rq(), Ino::ROOT, "f".into()).await.unwrap();
+    assert_eq!(cluster.usage().orphans, 1);
+    a.vfs.unheard(&rq);
+    soon("it is freed", || cluster.usage().orphans == 0).await;
 }
 
 #[tokio::test]

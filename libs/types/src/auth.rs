@@ -5,6 +5,10 @@
 //! client holds only its own secret, which says nothing about the token or about other sessions. Changing the token
 //! invalidates all secrets: clients get new ones when they resume their session.
 
+mod mount;
+
+pub use mount::MountClaim;
+
 use crate::{FsError, SessionId, VolumeId, ops::Envelope};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};

@@ -372,6 +372,9 @@ pub enum MasterCall {
     UnpublishVolume(String, String, String),
     /// Rights to mount, of one volume or (0) of all.
     ListPublications(VolumeId),
+    /// A mount token ([`crate::auth::MountClaim`]): volume, node, attach generation. Fenced when that right does not exist
+    /// (any more).
+    MountToken(String, String, u64),
 }
 
 /// Answer to a [`MasterCall`].
@@ -407,6 +410,8 @@ pub enum MasterReply {
     Published(Publication),
     /// ListPublications.
     Publications(Vec<Publication>),
+    /// MountToken: a credential for OpenSession; empty when the cluster has no token.
+    MountToken(bytes::Bytes),
 }
 
 /// A refused master call: errno-shaped code and a sentence that says what to do.

@@ -224,6 +224,20 @@ pub struct Append {
     pub len: u64,
 }
 
+/// open(2) with O_TMPFILE: a file without a name, held open by the caller, which may get its first name by link. Answered
+/// like a create.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tmpfile {
+    /// Directory whose partition it is born in; its set-gid bit and project count.
+    pub parent: Ino,
+    /// Bits after umask.
+    pub mode: Mode,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
 /// XATTR_CREATE / XATTR_REPLACE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum XattrMode {
@@ -281,6 +295,8 @@ pub enum Write {
     RemoveXattr(RemoveXattr),
     /// flock, fcntl locks
     SetLock(SetLock),
+    /// open with O_TMPFILE
+    Tmpfile(Tmpfile),
 }
 
 impl Write {
@@ -297,6 +313,7 @@ impl Write {
             Write::SetXattr(x) => x.ino,
             Write::RemoveXattr(x) => x.ino,
             Write::SetLock(x) => x.ino,
+            Write::Tmpfile(x) => x.parent,
         }
         .into()
     }
@@ -313,6 +330,7 @@ impl Write {
             Write::SetXattr(_) => "setxattr",
             Write::RemoveXattr(_) => "removexattr",
             Write::SetLock(_) => "setlock",
+            Write::Tmpfile(_) => "tmpfile",
         }
     }
 }

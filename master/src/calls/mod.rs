@@ -17,7 +17,7 @@ use fusefs_types::{
 
 impl Core {
     /// Answers a call as the leader.
-    pub(crate) async fn lead(&self, _envelope: &Envelope, call: &MasterCall, ask: &Ask) -> Step<MasterReply> {
+    pub(crate) async fn lead(&self, envelope: &Envelope, call: &MasterCall, ask: &Ask) -> Step<MasterReply> {
         self.named().await?;
         match call {
             MasterCall::Register(node) => self.register(node).await,
@@ -32,7 +32,7 @@ impl Core {
             MasterCall::ExpandVolume(name, capacity, inodes) => self.expand_volume(name, *capacity, *inodes).await,
             MasterCall::DeleteVolume(name, force) => self.delete_volume(name, *force, ask).await,
             MasterCall::GetMap(volume) => self.get_map(*volume).await,
-            MasterCall::OpenSession(request) => self.open_session(request).await,
+            MasterCall::OpenSession(request) => self.open_session(envelope, request).await,
             MasterCall::RenewSession(session, token) => self.renew_session(*session, *token).await,
             MasterCall::AttachSession(session, partition, token) => {
                 self.attach_session(*session, *partition, *token).await
@@ -48,6 +48,7 @@ impl Core {
             MasterCall::PublishVolume(spec) => self.publish_volume(spec).await,
             MasterCall::UnpublishVolume(volume, part, node) => self.unpublish_volume(volume, part, node).await,
             MasterCall::ListPublications(volume) => self.list_publications(*volume).await,
+            MasterCall::MountToken(volume, node, generation) => self.mount_token(volume, node, *generation).await,
         }
     }
 

@@ -5,11 +5,19 @@ use bytes::Bytes;
 use fusefs_cluster_state::{Command, Outcome, command, record::Session};
 use fusefs_types::{
     FsError, Ino, PartitionId, SessionId, Token, VolumeId,
-    cluster::{MasterReply, SessionGrant, SessionRequest, SessionStatus},
+    auth::MountClaim,
+    cluster::{MasterReply, Publication, SessionGrant, SessionRequest, SessionStatus},
+    ops::Envelope,
 };
 
+const WITHDRAWN: &str = "the volume is not attached to this node any more";
+
 impl Core {
-    pub(super) async fn open_session(&self, r: &SessionRequest) -> Step<MasterReply> {
+    pub(super) async fn open_session(&self, envelope: &Envelope, r: &SessionRequest) -> Step<MasterReply> {
+        let claim = self.mount_claim(envelope);
+        if let Some(claim) = &claim {
+            self.check_claim(claim, r).await?;
+        }
         let resume = r.session.0 != 0;
         // The top bit of a session id marks objects that metanodes write.
         let session = if resume { r.session } else { SessionId((self.rng.next_u128() >> 1).max(1)) };
@@ -24,9 +32,38 @@ impl Core {
             at_ns: self.now_ns(),
         };
         match self.commit(Command::OpenSession(open)).await? {
-            Outcome::Session(session, token) => self.grant(session, token).await,
+            Outcome::Session(session, token) => {
+                let volume = self.view(|s| s.session(session).map(|x| x.volume));
+                if claim.is_some_and(|c| volume.is_some_and(|v| v != c.volume)) {
+                    return halt(FsError::Fenced, WITHDRAWN); // another volume got the name in this moment
+                }
+                self.grant(session, token).await
+            }
             _ => halt(FsError::Io, "the masters' log answered something else than was asked"),
         }
+    }
+
+    /// Whether a mount token's attachment exists and the request stays within it: its volume, its sessions, no writing
+    /// beyond its right.
+    async fn check_claim(&self, claim: &MountClaim, r: &SessionRequest) -> Step<()> {
+        self.barrier().await?;
+        self.view(|s| {
+            if s.live_volume(&r.volume).is_none_or(|v| v.id != claim.volume) {
+                return halt(FsError::Unauthenticated, "the mount token is for another volume");
+            }
+            let held = |p: &&Publication| p.generation == claim.generation && p.node == claim.node && !p.ending;
+            let Some(right) = s.publications_of(claim.volume).find(held) else {
+                return halt(FsError::Fenced, WITHDRAWN);
+            };
+            if !right.writer && !r.read_only {
+                return halt(FsError::Unauthenticated, "the mount token is for reading only");
+            }
+            let named = |x: &&Session| x.id == r.session || (r.mount.0 != 0 && x.mount == r.mount);
+            if s.sessions().filter(named).any(|x| x.volume != claim.volume || x.token.attach != claim.generation) {
+                return halt(FsError::Unauthenticated, "the session is not of the mount token's attachment");
+            }
+            Ok(())
+        })
     }
 
     async fn grant(&self, session: SessionId, token: Token) -> Step<MasterReply> {
@@ -76,6 +113,11 @@ impl Core {
     }
 
     pub(super) async fn attach_session(&self, s: SessionId, p: PartitionId, token: Token) -> Step<MasterReply> {
+        // A client names its token itself: it must not move its session to the right of another node.
+        let held = self.view(|st| st.session(s).map_or(0, |x| x.token.attach));
+        if held != 0 && held != token.attach {
+            return halt(FsError::Fenced, "the session was opened under another attach generation");
+        }
         let attach = command::Attach { session: s, partition: p, token };
         match self.commit(Command::AttachSession(attach)).await? {
             Outcome::Token(token) => Ok(MasterReply::Attached(token)),

@@ -35,7 +35,12 @@ async fn a_repeated_open_is_one_session_and_newer_incarnations_take_over() {
     assert_eq!(rig.refused(resume(2, 10)).await.error, FsError::Fenced, "the same incarnation on another connection");
     let p = g.map.partitions[0].id;
     assert_eq!(rig.refused(MasterCall::AttachSession(g.session, p, token(0, 1))).await.error, FsError::Fenced);
-    assert_eq!(rig.ok(MasterCall::AttachSession(g.session, p, token(1, 1))).await, MasterReply::Attached(token(1, 1)));
+    let attached = MasterCall::AttachSession(g.session, p, token(1, 1));
+    assert_eq!(rig.refused(attached.clone()).await.error, FsError::Fenced, "nobody has that right");
+    rig.ok(MasterCall::AddMounter("node-a".into())).await;
+    let (volume, part, node, mode) = ("vol".into(), String::new(), "node-a".into(), AccessMode::SingleNodeWriter);
+    rig.ok(MasterCall::PublishVolume(PublishSpec { volume, part, node, mode, read_only: false })).await;
+    assert_eq!(rig.ok(attached).await, MasterReply::Attached(token(1, 1)));
     assert_eq!(rig.refused(MasterCall::RenewSession(g.session, token(0, 2))).await.error, FsError::Fenced);
     assert_eq!(rig.refused(MasterCall::CloseSession(g.session, token(0, 2), 0)).await.error, FsError::Fenced);
     rig.ok(MasterCall::RenewSession(g.session, token(1, 1))).await;

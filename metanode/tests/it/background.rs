@@ -104,6 +104,37 @@ async fn a_new_leader_asks_and_a_silent_session_keeps_its_orphans_until_its_end(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_process_of_a_session_is_asked_again_what_it_holds() {
+    let world = World::new(1, 1).await;
+    let client = Client::new(&world, 1);
+    let mut inos = Vec::new();
+    for text in ["kept", "gone"] {
+        inos.push(client.create(Ino::ROOT, text, NewNode::File).await.unwrap().ino);
+        client.read(Read::Open { ino: inos[inos.len() - 1], write: false }).await.unwrap();
+    }
+    let (mut first, ()) = open_stream(&world, &client);
+    for text in ["kept", "gone"] {
+        client.write(unlink(text)).await.unwrap();
+    }
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        let (group, term, asked) = next_question(&mut first).await;
+        told.extend(asked.clone());
+        first.answers().take(ClientBody::Holders { group, term, asked: asked.clone(), held: asked }).await;
+    }
+    drop(first);
+    // The next process has only one of them open.
+    let (mut second, ()) = open_stream(&world, &client);
+    let (group, term, asked) = next_question(&mut second).await;
+    assert_eq!(asked, inos);
+    second.answers().take(ClientBody::Holders { group, term, asked, held: vec![inos[0]] }).await;
+    eventually("the other is freed", || async { usage(&world, 1).await.orphans == 1 }).await;
+    assert!(client.getattr(inos[0]).await.is_ok());
+    client.read(Read::Close { ino: inos[0] }).await.unwrap();
+    eventually("and the last", || async { usage(&world, 1).await.orphans == 0 }).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn bodies_of_dead_objects_are_deleted_after_the_grace() {
     let world = World::new(1, 1).await;
     let client = Client::new(&world, 1);

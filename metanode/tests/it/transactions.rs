@@ -3,7 +3,7 @@
 use crate::world::{Client, SPAN, World, eventually, name};
 use fusefs_types::{
     FsError, Ino, PartitionId,
-    ops::{Link, NewNode, Rename, RenameMode, Unlink, Write, WriteReply},
+    ops::{Link, NewNode, Rename, RenameMode, Tmpfile, Unlink, Write, WriteReply},
 };
 
 fn rename(parent: Ino, a: &str, new_parent: Ino, b: &str) -> Write {
@@ -45,6 +45,15 @@ async fn all_kinds(world: &World) {
     assert_eq!(client.getattr(file.ino).await.unwrap().nlink, 2);
     client.write(unlink(two, "l", false)).await.unwrap();
     assert_eq!(client.getattr(file.ino).await.unwrap().nlink, 1);
+
+    // the first name of a file that was made without one
+    let unnamed = Write::Tmpfile(Tmpfile { parent: one, mode: 0o600, uid: 1, gid: 2 });
+    let WriteReply::Created { attr, .. } = client.write(unnamed).await.unwrap() else { panic!("not created") };
+    assert_eq!((attr.nlink, attr.ino.0 / SPAN), (0, 0));
+    let named = client.write(Write::Link(Link { ino: attr.ino, parent: two, name: name("named") })).await.unwrap();
+    assert!(matches!(named, WriteReply::Linked { attr, .. } if attr.nlink == 1), "{named:?}");
+    assert_eq!(client.lookup(two, "named").await, Ok(Some(attr.ino)));
+    client.write(unlink(two, "named", false)).await.unwrap();
 
     // directories: moved across partitions, never below themselves
     let inner = client.create(one, "inner", NewNode::Directory).await.unwrap();

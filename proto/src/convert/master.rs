@@ -14,6 +14,7 @@ use crate::master::v1::{
 };
 use fusefs_types::{
     FsError, FsResult, PartitionId, VolumeId,
+    auth::TOKEN_BYTES_MAX,
     cluster::{MasterCall, MasterRefusal, MasterReply, VolumeMap},
     ops::Envelope,
 };
@@ -75,6 +76,9 @@ fn call_to_wire(call: &MasterCall) -> Call {
             node: node.clone(),
         }),
         MasterCall::ListPublications(v) => Call::ListPublications(v.0),
+        MasterCall::MountToken(volume, node, generation) => {
+            Call::MountToken(pb::MountToken { volume: volume.clone(), node: node.clone(), generation: *generation })
+        }
     }
 }
 
@@ -106,6 +110,7 @@ fn from_call(call: Call) -> FsResult<MasterCall> {
         Call::PublishVolume(s) => MasterCall::PublishVolume(from_publish_spec(s)?),
         Call::UnpublishVolume(u) => MasterCall::UnpublishVolume(text(u.volume)?, text(u.part)?, text(u.node)?),
         Call::ListPublications(v) => MasterCall::ListPublications(VolumeId(v)),
+        Call::MountToken(m) => MasterCall::MountToken(text(m.volume)?, text(m.node)?, m.generation),
     })
 }
 
@@ -154,6 +159,7 @@ fn reply_to_wire(reply: &MasterReply) -> Reply {
         MasterReply::Publications(p) => {
             Reply::Publications(pb::Publications { publications: p.iter().map(publication).collect() })
         }
+        MasterReply::MountToken(t) => Reply::MountToken(t.clone()),
     }
 }
 
@@ -177,6 +183,8 @@ fn from_reply(reply: Reply) -> FsResult<MasterReply> {
         }
         Reply::Published(p) => MasterReply::Published(from_publication(p)?),
         Reply::Publications(p) => MasterReply::Publications(list(p.publications, LIST_MAX, from_publication)?),
+        Reply::MountToken(t) if t.len() > TOKEN_BYTES_MAX => return Err(FsError::TooBig),
+        Reply::MountToken(t) => MasterReply::MountToken(t),
     })
 }
 

@@ -10,7 +10,7 @@ use fusefs_types::{
     Attr, FsError, FsResult, Hlc, Ino, PartitionId, Time, limits,
     ops::{
         Append, Commit, CommitFile, Create, DirEntry, Envelope, Link, NewNode, Read, ReadReply, RemoveXattr, Rename,
-        RenameMode, Reply, ReplyHead, SetAttr, SetTime, SetXattr, Unlink, Write, WriteReply, XattrMode,
+        RenameMode, Reply, ReplyHead, SetAttr, SetTime, SetXattr, Tmpfile, Unlink, Write, WriteReply, XattrMode,
     },
 };
 
@@ -237,6 +237,9 @@ pub fn write(w: &Write) -> pb::WriteOp {
         Write::SetXattr(x) => Op::SetXattr(set_xattr(x)),
         Write::RemoveXattr(x) => Op::RemoveXattr(pb::RemoveXattr { ino: x.ino.0, name: x.name.clone() }),
         Write::SetLock(x) => Op::SetLock(lock::set_lock(x)),
+        Write::Tmpfile(x) => {
+            Op::Tmpfile(pb::Tmpfile { parent: x.parent.0, mode: x.mode.into(), uid: x.uid, gid: x.gid })
+        }
     };
     pb::WriteOp { op: Some(op) }
 }
@@ -257,6 +260,10 @@ pub fn from_write(w: Option<pb::WriteOp>) -> FsResult<Write> {
         Op::SetXattr(x) => Write::SetXattr(from_set_xattr(x)?),
         Op::RemoveXattr(x) => Write::RemoveXattr(RemoveXattr { ino: Ino(x.ino), name: data::from_xattr_name(x.name)? }),
         Op::SetLock(x) => Write::SetLock(lock::from_set_lock(x)?),
+        Op::Tmpfile(x) => {
+            let mode = u16::try_from(x.mode).map_err(|_| FsError::Invalid)?;
+            Write::Tmpfile(Tmpfile { parent: Ino(x.parent), mode, uid: x.uid, gid: x.gid })
+        }
     })
 }
 

@@ -15,7 +15,7 @@ use fusefs_types::{
 pub struct Make(u64);
 
 impl Make {
-    pub const WRITES: usize = 10;
+    pub const WRITES: usize = 11;
     pub const WRITE_REPLIES: usize = 9;
     pub const READS: usize = 12;
     pub const READ_REPLIES: usize = 11;
@@ -269,7 +269,13 @@ impl Make {
                 mode: [XattrMode::Any, XattrMode::Create, XattrMode::Replace][self.below(3)],
             }),
             8 => Write::RemoveXattr(RemoveXattr { ino: self.ino(), name: self.bytes(1, 255) }),
-            _ => Write::SetLock(self.set_lock()),
+            9 => Write::SetLock(self.set_lock()),
+            _ => Write::Tmpfile(Tmpfile {
+                parent: self.ino(),
+                mode: self.u32() as u16,
+                uid: self.u32(),
+                gid: self.u32(),
+            }),
         }
     }
     pub fn write_reply(&mut self, variant: usize) -> WriteReply {

@@ -3,7 +3,7 @@
 use super::{Fd, Io, Plant, Step};
 use rustix::fs::{self, AtFlags, CWD, Mode, RawDir, RenameFlags, XattrFlags};
 use rustix::io::Errno;
-use std::{mem::MaybeUninit, path::Path};
+use std::{mem::MaybeUninit, os::fd::AsRawFd, path::Path};
 
 impl Io {
     /// rename(2).
@@ -71,6 +71,11 @@ impl Io {
             return Ok(());
         }
         self.ok("link", from, || fs::linkat(CWD, from, CWD, to, AtFlags::empty()))
+    }
+    /// linkat(2) of an open file that has no name.
+    pub fn link_fd(&mut self, fd: &Fd, to: &Path) -> Step {
+        let from = format!("/proc/self/fd/{}", fd.fd.as_raw_fd());
+        self.ok("linkat", to, || fs::linkat(CWD, &from, CWD, to, AtFlags::SYMLINK_FOLLOW))
     }
     /// setxattr(2).
     pub fn set_xattr(&mut self, path: &Path, key: &str, value: &[u8], flags: XattrFlags) -> Step {

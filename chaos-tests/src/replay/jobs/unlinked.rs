@@ -1,8 +1,9 @@
-//! Files that have no name any more and are used through their fds.
+//! Files that have no name, any more or from birth, and are used through their fds.
 
 use super::{Job, Place, Shadow};
 use crate::replay::io::{Fd, Io, Step, nlink};
 use rustix::fs::OFlags;
+use std::path::Path;
 
 /// Files open at a time.
 const OPEN: usize = 6;
@@ -24,11 +25,34 @@ fn check(io: &mut Io, fd: &Fd, want: &[u8]) -> Step {
 }
 
 impl Unlinked {
+    /// A file without a name, which may have had one for a moment.
+    fn nameless(&mut self, io: &mut Io, path: &Path, bytes: &[u8]) -> Step<Fd> {
+        let mut fd = io.open(&self.place.dir, OFlags::TMPFILE | OFlags::RDWR)?;
+        fd.path = path.to_path_buf();
+        io.pwrite(&fd, bytes, 0)?;
+        check(io, &fd, bytes)?;
+        if self.place.rng.chance(50) {
+            io.link_fd(&fd, path)?;
+            let links = nlink(&io.fstat(&fd)?);
+            io.equal("link count of a file that got its first name", path, 1, links)?;
+            let named = io.open(path, OFlags::RDONLY)?;
+            io.check_whole("file that got its first name", &named, bytes)?;
+            io.close(named)?;
+            io.unlink(path)?;
+        }
+        io.absent(path)?;
+        Ok(fd)
+    }
     fn add(&mut self, io: &mut Io) -> Step {
         let path = self.place.dir.join(format!("u{}", self.next));
         self.next += 1;
         let n = self.place.rng.between(1, 40_000) as usize;
         let bytes = self.place.rng.bytes(n);
+        if self.place.rng.chance(35) {
+            let fd = self.nameless(io, &path, &bytes)?;
+            self.open.push((fd, bytes));
+            return Ok(());
+        }
         let fd = io.open(&path, OFlags::CREATE | OFlags::EXCL | OFlags::RDWR)?;
         io.pwrite(&fd, &bytes, 0)?;
         if self.place.rng.chance(40) {

@@ -1,6 +1,6 @@
 //! The node half of `fusefs csi`: arguments, and what runs beside the service.
 
-use super::super::pods::{ClusterCredential, Maker};
+use super::super::pods::{Maker, Tokens};
 use crate::args::ClusterArgs;
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
@@ -8,7 +8,7 @@ use fusefs_csi_driver::{
     Cluster, Masters,
     node::{Node, NodeService, NodeSettings, announce::keep_announced, engine::Events, helper::Helpers},
     runtime::{
-        ProcessRuntime, ProcessSettings, Runtime,
+        MountTokens, ProcessRuntime, ProcessSettings, Runtime,
         hosts::HostDirs,
         pod::{HostFinder, NodeKeeper, PodRuntime, PodSettings},
     },
@@ -107,23 +107,34 @@ impl NodeArgs {
         settings
     }
 
-    fn runtime(&self, cluster: &ClusterArgs, finder: Option<Arc<dyn HostFinder>>) -> Result<Arc<dyn Runtime>> {
+    fn runtime(
+        &self,
+        cluster: &ClusterArgs,
+        tokens: MountTokens,
+        finder: Option<Arc<dyn HostFinder>>,
+    ) -> Result<Arc<dyn Runtime>> {
         match self.runtime {
-            RuntimeArg::Process => self.process(cluster),
-            RuntimeArg::Mountd => self.mountd(cluster),
+            RuntimeArg::Process => self.process(cluster, tokens),
+            RuntimeArg::Mountd => self.mountd(cluster, tokens),
             RuntimeArg::Pod => {
                 let finder = finder.context("--runtime pod needs an API server")?;
-                self.hosted(cluster, self.kubelet_dir.clone(), finder)
+                self.hosted(cluster, tokens, self.kubelet_dir.clone(), finder)
             }
         }
     }
 
     /// Mounts are made here and served elsewhere.
-    fn hosted(&self, cluster: &ClusterArgs, base: PathBuf, finder: Arc<dyn HostFinder>) -> Result<Arc<dyn Runtime>> {
+    fn hosted(
+        &self,
+        cluster: &ClusterArgs,
+        tokens: MountTokens,
+        base: PathBuf,
+        finder: Arc<dyn HostFinder>,
+    ) -> Result<Arc<dyn Runtime>> {
         let maker = Maker {
             masters: cluster.master.clone(),
             journal_mib: self.journal_mib,
-            credentials: Box::new(ClusterCredential { token_file: cluster.token_file.clone() }),
+            credentials: Box::new(Tokens { mount: tokens, cluster: cluster.token_file.clone() }),
         };
         if let Some(dir) = self.keeper_socket.as_deref().and_then(Path::parent) {
             give(dir, self.host_user).with_context(|| format!("directory of the node keeper {}", dir.display()))?;
@@ -139,13 +150,13 @@ impl NodeArgs {
         Ok(runtime.with_context(|| format!("state directory {}", self.state_dir.display()))?)
     }
 
-    fn mountd(&self, cluster: &ClusterArgs) -> Result<Arc<dyn Runtime>> {
+    fn mountd(&self, cluster: &ClusterArgs, tokens: MountTokens) -> Result<Arc<dyn Runtime>> {
         let hosts = self.hosts_dir.clone().unwrap_or_else(|| self.state_dir.join("hosts"));
         let finder = HostDirs::new(&hosts, self.host_user).with_context(|| hosts.display().to_string())?;
-        self.hosted(cluster, hosts, Arc::new(finder))
+        self.hosted(cluster, tokens, hosts, Arc::new(finder))
     }
 
-    fn process(&self, cluster: &ClusterArgs) -> Result<Arc<dyn Runtime>> {
+    fn process(&self, cluster: &ClusterArgs, tokens: MountTokens) -> Result<Arc<dyn Runtime>> {
         let settings = ProcessSettings {
             binary: std::env::current_exe()?,
             masters: cluster.master.clone(),
@@ -155,7 +166,8 @@ impl NodeArgs {
             journal_mib: self.journal_mib,
         };
         let runtime = ProcessRuntime::new(settings);
-        Ok(Arc::new(runtime.with_context(|| format!("state directory {}", self.state_dir.display()))?))
+        let runtime = runtime.with_context(|| format!("state directory {}", self.state_dir.display()))?;
+        Ok(Arc::new(runtime.with_tokens(tokens)))
     }
 }
 
@@ -169,11 +181,13 @@ pub fn start(
 ) -> Result<NodeService> {
     let name = a.name()?;
     let helpers = Helpers::own().context("finding this program")?;
-    let node = Node::open(a.settings(&name), a.runtime(cluster, finder)?, helpers, events)
+    let masters = Masters::new(masters);
+    let runtime = a.runtime(cluster, MountTokens::new(masters.clone(), name.clone()), finder)?;
+    let node = Node::open(a.settings(&name), runtime, helpers, events)
         .with_context(|| format!("records in {}", a.state_dir.display()))?;
     let (known, announced) = watch::channel(false);
-    work.spawn(keep_announced(Masters::new(masters), name, known));
-    work.spawn(node.clone().keep_reconciled(Duration::from_secs(a.repair_interval)));
+    work.spawn(keep_announced(masters.clone(), name, known));
+    work.spawn(node.clone().keep_reconciled(Arc::new(masters), Duration::from_secs(a.repair_interval)));
     Ok(NodeService::new(node).announced(announced))
 }
 

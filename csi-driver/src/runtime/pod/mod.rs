@@ -21,19 +21,21 @@ use fusefs_fuse_client::{
 };
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{HashMap, HashSet},
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 use tend::Tended;
 use tokio::sync::watch;
 
 /// Between two looks whether the node keeper was started anew and is empty.
 const KEEPER_LOOK: Duration = Duration::from_millis(200);
+/// Credentials are good for much longer; a mount needs one whenever one of its processes starts.
+const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// A lazy unmount does not wait for anybody.
 const DETACH_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -81,7 +83,7 @@ pub struct PodRuntime {
     keeper: NodeKeeper,
     tended: Mutex<HashMap<String, Arc<Tended>>>,
     /// Keys at the node keeper that nobody wanted the last time.
-    unwanted: Mutex<BTreeSet<String>>,
+    unwanted: Mutex<HashSet<String>>,
 }
 
 impl PodRuntime {
@@ -160,6 +162,8 @@ impl PodRuntime {
             held: Mutex::new(Some(held)),
             state,
             ending: false.into(),
+            minted: Mutex::new(Instant::now()),
+            renewed: false.into(),
             bell: fusefs_fuse_client::keeper::sys::pair().map_err(|e| io_fault("making a pipe", &e))?,
         });
         self.tended.lock().insert(spec.key.clone(), tended.clone());
@@ -220,10 +224,11 @@ impl PodRuntime {
         if let Err(error) = self.keeper.forget(&tended.key) {
             tracing::warn!(%error, volume = tended.volume, "the node keeper does not answer");
         }
-        if let Some(held) = tended.held.lock().take()
-            && clean
-        {
-            held.forget();
+        if let Some(held) = tended.held.lock().take() {
+            held.unprotect();
+            if clean {
+                held.forget();
+            }
         }
         self.tended.lock().remove(&tended.key);
     }
@@ -298,6 +303,26 @@ impl Runtime for PodRuntime {
         self.tend(spec, held, journal_bytes).map(drop)
     }
 
+    async fn refresh(&self, spec: &MountSpec) {
+        let Some(tended) = self.living(spec) else { return };
+        if tended.minted.lock().elapsed() < RENEW_AFTER {
+            return;
+        }
+        match self.maker.credential(spec).await {
+            Ok(credential) => {
+                let mut held = tended.held.lock();
+                let Some(held) = &mut *held else { return };
+                held.set_credential(credential);
+                *tended.minted.lock() = Instant::now();
+                tended.renewed.store(true, Ordering::Release);
+                if let Err(error) = self.keeper.share(&spec.key, held) {
+                    tracing::warn!(%error, "the node keeper does not answer");
+                }
+            }
+            Err(fault) => tracing::warn!(volume = spec.volume, "the mount token cannot be renewed: {}", fault.message),
+        }
+    }
+
     async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged> {
         self.adopt(spec).await?;
         let Some(tended) = self.living(spec) else {
@@ -325,13 +350,12 @@ impl Runtime for PodRuntime {
         Ok(answer)
     }
 
-    async fn collect(&self, wanted: &BTreeSet<String>) {
+    async fn collect(&self, wanted: &HashSet<String>) {
         let keeper = self.keeper.clone();
         let kept = tokio::task::spawn_blocking(move || keeper.keys()).await;
         let Ok(Ok(kept)) = kept else { return }; // away; there is another time
-        let here: BTreeSet<String> = self.tended.lock().keys().cloned().collect();
-        let unwanted: BTreeSet<String> =
-            kept.into_iter().filter(|k| !wanted.contains(k) && !here.contains(k)).collect();
+        let here: HashSet<String> = self.tended.lock().keys().cloned().collect();
+        let unwanted: HashSet<String> = kept.into_iter().filter(|k| !wanted.contains(k) && !here.contains(k)).collect();
         let before = std::mem::replace(&mut *self.unwanted.lock(), unwanted.clone());
         for key in unwanted.intersection(&before) {
             // A living one may be somebody's whose record was lost.

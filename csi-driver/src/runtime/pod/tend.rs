@@ -9,7 +9,7 @@ use fusefs_fuse_client::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 use std::{
-    collections::BTreeSet,
+    collections::HashSet,
     io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
@@ -39,7 +39,7 @@ pub trait HostFinder: Send + Sync + 'static {
     /// The volume's mount is over: nobody has to serve it any more.
     async fn release(&self, _volume: &str) {}
     /// As [`super::super::Runtime::collect`].
-    async fn collect(&self, _wanted: &BTreeSet<String>) {}
+    async fn collect(&self, _wanted: &HashSet<String>) {}
 }
 
 /// How far the mount is.
@@ -69,6 +69,10 @@ pub(super) struct Tended {
     pub state: watch::Sender<State>,
     /// An unmount is under way: when the connection ends, the outcome is waited for.
     pub ending: AtomicBool,
+    /// When the credential was given out.
+    pub minted: Mutex<Instant>,
+    /// It was replaced; the host has to know.
+    pub renewed: AtomicBool,
     /// Both ends of a pipe of ours; something in it wakes the thread.
     pub bell: (OwnedFd, OwnedFd),
 }
@@ -182,6 +186,9 @@ impl Tended {
         let phase = host.get(names::CLIENT)?.and_then(|i| ClientRecord::decode(&i.bytes)).map(|r| r.phase);
         let mut held = self.held.lock();
         let Some(held) = &mut *held else { return Ok(false) };
+        if self.renewed.swap(false, Ordering::AcqRel) {
+            held.give_credential(host)?;
+        }
         if held.mirror(host)?
             && let Err(error) = self.keeper.share(&self.key, held)
         {

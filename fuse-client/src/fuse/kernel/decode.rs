@@ -290,7 +290,11 @@ pub enum Op<'a> {
         mode: u32,
         umask: u32,
     },
-    Tmpfile,
+    Tmpfile {
+        flags: i32,
+        mode: u32,
+        umask: u32,
+    },
     Interrupt {
         unique: u64,
     },
@@ -543,7 +547,7 @@ fn others(opcode: u32, mut f: Fields<'_>) -> Result<Op<'_>, Malformed> {
         }
         op::SETUPMAPPING | op::REMOVEMAPPING => Op::Mapping,
         op::SYNCFS => Op::Syncfs,
-        op::TMPFILE => Op::Tmpfile,
+        op::TMPFILE => Op::Tmpfile { flags: f.u32()? as i32, mode: f.u32()?, umask: f.u32()? },
         other => Op::Unknown(other),
     })
 }

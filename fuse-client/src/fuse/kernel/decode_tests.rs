@@ -151,7 +151,10 @@ fn samples() -> Vec<(Vec<u8>, Op<'static>)> {
         (b().message(SETUPMAPPING), Op::Mapping),
         (b().message(REMOVEMAPPING), Op::Mapping),
         (b().u64(0).message(SYNCFS), Op::Syncfs),
-        (b().u32(2).u32(0o600).u32(0).u32(0).name("#1").message(TMPFILE), Op::Tmpfile),
+        (
+            b().u32(2).u32(0o600).u32(0).u32(0).name("#1").message(TMPFILE),
+            Op::Tmpfile { flags: 2, mode: 0o600, umask: 0 },
+        ),
         (b().u32(0).u32(0).u64(0).u32(0).u32(0xfff).message(STATX), Op::Statx),
         (b().message(54), Op::Unknown(54)),
         (b().message(7), Op::Unknown(7)),

@@ -91,9 +91,7 @@ impl Server {
         match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => {
                 self.link.stats.add(&self.link.stats.inline_answers);
-                if answer(reply, result) {
-                    self.vfs.replied(&rq);
-                }
+                self.answered(&rq, answer(reply, result));
             }
             Poll::Pending => self.wait_for(Job { rq, reply }, class, work, answer),
         }
@@ -116,9 +114,7 @@ impl Server {
             match server.wait(&rq, class, &mut work).await {
                 Waited::Done(result) => {
                     drop(entered);
-                    if answer(reply, result) {
-                        server.vfs.replied(&rq);
-                    }
+                    server.answered(&rq, answer(reply, result));
                 }
                 Waited::Gone(errno) => {
                     drop(entered);
@@ -128,6 +124,7 @@ impl Server {
                     let delivered = reply.error(errno);
                     if errno == libc::EINTR && class != Class::Query {
                         let _ = work.await; // nobody wants to know, but it has to come to its end
+                        server.vfs.unheard(&rq);
                     }
                     if delivered {
                         server.vfs.replied(&rq);
@@ -135,6 +132,14 @@ impl Server {
                 }
             }
         }));
+    }
+
+    fn answered(&self, rq: &Request, delivered: bool) {
+        if delivered {
+            self.vfs.replied(rq);
+        } else {
+            self.vfs.unheard(rq);
+        }
     }
 
     async fn wait<T, F>(&self, rq: &Request, class: Class, work: &mut Pin<Box<F>>) -> Waited<T>

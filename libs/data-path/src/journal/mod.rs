@@ -236,15 +236,15 @@ impl Journal {
     }
 
     /// Everything that is in it now is settled: a later process replays nothing of it. For a clean end, and for a disk
-    /// that takes no more records; then at least one of header and file length must still be writable.
+    /// that takes no more records; then the header or the length of its file must still be writable. After an error
+    /// others may be cut: then the journal is refused, which is better than old bytes that come back.
     pub fn make_void(&self) -> io::Result<()> {
         let mut ring = self.ring.lock();
         let void = ring.last_lsn();
-        if let Err(e) = self.put_header(&mut ring, |h| h.void = void) {
-            let cleared = self.files.iter().filter(|f| f.clear().is_ok()).count();
-            return if cleared > 0 { Ok(()) } else { Err(e) };
-        }
-        Ok(())
+        let Err(refused) = self.put_header(&mut ring, |h| h.void = void) else { return Ok(()) };
+        let cleared: Vec<bool> = self.files.iter().map(|f| f.clear().is_ok()).collect();
+        // Without its header nothing of a journal counts, whatever lies in the other files.
+        if cleared.first() == Some(&true) { Ok(()) } else { Err(refused) }
     }
 
     /// Changes the header and writes it to the slot whose turn it is.

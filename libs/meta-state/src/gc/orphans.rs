@@ -2,11 +2,12 @@
 
 use crate::{
     Cx, Partition,
-    record::{Pin, PinKey, Session},
+    record::{Orphan, Pin, PinKey, Session},
     session,
-    txn::Work,
+    txn::{Work, locks},
 };
-use fusefs_types::{FsError, FsResult, Hlc, Ino, SessionId};
+use fusefs_types::{FsError, FsResult, Ino, SessionId};
+use std::collections::BTreeMap;
 
 /// Orphans looked at in one piece of work.
 pub const ORPHAN_BATCH: usize = 256;
@@ -33,9 +34,12 @@ pub(super) fn answer(p: &mut Partition, id: SessionId, held: &[Ino], released: &
     Ok(())
 }
 
-/// Sessions that were attached before `since` and have not ended: only they can hold an inode that lost its last name then.
-fn witnesses(sessions: &[(SessionId, Session)], since: Hlc) -> impl Iterator<Item = SessionId> {
-    sessions.iter().filter(move |(_, s)| s.ended.is_none() && s.since < since).map(|(id, _)| *id)
+/// Sessions that were attached when the inode lost its last name and have not ended: only they can hold it. One that never
+/// had a name is known to its maker only.
+fn witnesses(sessions: &[(SessionId, Session)], orphan: &Orphan) -> impl Iterator<Item = SessionId> {
+    let (since, maker) = (orphan.since, orphan.maker);
+    let could = move |id: &SessionId, s: &Session| s.since < since && maker.is_none_or(|maker| maker == *id);
+    sessions.iter().filter(move |(id, s)| s.ended.is_none() && could(id, s)).map(|(id, _)| *id)
 }
 
 fn all_sessions(p: &Partition) -> Vec<(SessionId, Session)> {
@@ -45,9 +49,11 @@ fn all_sessions(p: &Partition) -> Vec<(SessionId, Session)> {
 /// Whether every witness has answered and nobody holds it.
 pub(super) fn is_free(p: &Partition, ino: Ino) -> bool {
     let Some(orphan) = p.t.orphans.get(&ino) else { return false };
-    // A transaction's link lock cannot be on an orphan: prepare refuses inodes without a name.
+    if locks::link_free(p, ino).is_err() {
+        return false; // a transaction is giving it its first name
+    }
     let released = |id| p.t.pins.get(&PinKey { ino, session: id }).is_some_and(|pin: Pin| !pin.held);
-    witnesses(&all_sessions(p), orphan.since).all(released)
+    witnesses(&all_sessions(p), &orphan).all(released)
 }
 
 /// Frees it, with its extents, attributes and pins. A file with many extents loses only the first EXTENTS_BATCH of them and
@@ -63,11 +69,7 @@ pub(super) fn free(p: &mut Partition, cx: &mut Cx, ino: Ino) -> usize {
         return count;
     }
     p.destroy_inode(cx, ino);
-    let pins: Vec<PinKey> =
-        p.t.pins.range(&PinKey { ino, session: SessionId(0) }).map(|(k, _)| k).take_while(|k| k.ino == ino).collect();
-    for key in pins {
-        p.t.pins.remove(&key);
-    }
+    p.drop_orphan(ino);
     count
 }
 
@@ -77,12 +79,12 @@ pub(super) fn work(p: &Partition) -> Vec<Work> {
         return Vec::new();
     }
     let sessions = all_sessions(p);
-    let mut asks: std::collections::BTreeMap<SessionId, Vec<Ino>> = Default::default();
+    let mut asks: BTreeMap<SessionId, Vec<Ino>> = Default::default();
     let mut free = Vec::new();
     let mut taken = 0;
     for (ino, orphan) in p.t.orphans.iter() {
         let (mut held, mut asked) = (false, false);
-        for session in witnesses(&sessions, orphan.since) {
+        for session in witnesses(&sessions, &orphan) {
             match p.t.pins.get(&PinKey { ino, session }) {
                 None => {
                     asked = true;
@@ -91,6 +93,7 @@ pub(super) fn work(p: &Partition) -> Vec<Work> {
                 Some(pin) => held |= pin.held,
             }
         }
+        held |= !asked && locks::link_free(p, ino).is_err();
         if !held && !asked {
             free.push(ino);
         }
@@ -107,6 +110,20 @@ pub(super) fn work(p: &Partition) -> Vec<Work> {
 }
 
 impl Partition {
+    /// The inode has a name again, or is gone: nobody is asked about it any more.
+    pub(crate) fn drop_orphan(&mut self, ino: Ino) {
+        self.t.orphans.remove(&ino);
+        let from = PinKey { ino, session: SessionId(0) };
+        let pins: Vec<PinKey> = self.t.pins.range(&from).map(|(k, _)| k).take_while(|k| k.ino == ino).collect();
+        for key in pins {
+            self.t.pins.remove(&key);
+        }
+    }
+    /// Whether link may give the inode its first name: it never had one, and its maker has not closed it.
+    pub fn may_be_named(&self, ino: Ino) -> bool {
+        let maker = self.t.orphans.get(&ino).and_then(|orphan| orphan.maker);
+        maker.is_some_and(|session| self.is_held_by(session, ino))
+    }
     /// Whether a session may open the inode: it must be attached (only then it is asked about orphans), and an orphan
     /// opens only for a session that may hold it already. Errors: NotAttached, Stale, NotFound.
     pub fn may_open(&self, id: SessionId, ino: Ino) -> FsResult<()> {
@@ -114,6 +131,18 @@ impl Partition {
         let Some(orphan) = self.t.orphans.get(&ino) else { return Ok(()) };
         let released = self.t.pins.get(&PinKey { ino, session: id }).is_some_and(|pin| !pin.held);
         if released || session.since >= orphan.since { Err(FsError::NotFound) } else { Ok(()) }
+    }
+    /// Orphans that sessions have said to hold. Another process of the same mount may know better.
+    pub fn claims(&self) -> BTreeMap<SessionId, Vec<Ino>> {
+        let mut claims: BTreeMap<SessionId, Vec<Ino>> = BTreeMap::new();
+        for (key, _) in self.t.pins.iter().filter(|(_, pin)| pin.held) {
+            claims.entry(key.session).or_default().push(key.ino);
+        }
+        claims
+    }
+    /// Whether the session has said to hold this orphan.
+    pub fn is_held_by(&self, id: SessionId, ino: Ino) -> bool {
+        self.t.pins.get(&PinKey { ino, session: id }).is_some_and(|pin| pin.held)
     }
     /// Whether the session's last close of the inode must be logged as `Pin { released }`: it is an orphan that the session
     /// may hold. Closes of inodes with a name log nothing (a late duplicate could release a later open).

@@ -4,14 +4,20 @@
 //!   regular file instead (IsDirectory for a directory, Exists for other kinds and for a file whose inode another
 //!   partition has: look it up and open it there).
 //! - Group: the parent's if the parent has set-gid, and a directory inherits the bit.
+//! - O_TMPFILE: an inode without a name, an orphan from birth that its maker holds; link gives it the first name. The
+//!   directory stays as it is.
 //! - Symlink target: empty NotFound, above 4095 bytes NameTooLong; mode 0777. Device numbers only on devices.
 //! - Parent: mtime, ctime; mkdir adds a link to it.
 //! - NoSpace: no inode numbers, no inode credit, or the 17th collision of a name hash.
 
-use crate::{Cx, Partition, Plan, record::Inode, txn::locks};
+use crate::{
+    Cx, Partition, Plan,
+    record::{Inode, Orphan, Pin, PinKey},
+    txn::locks,
+};
 use fusefs_types::{
     FileKind, FsError, FsResult, Ino, Mode, limits,
-    ops::{Create, NewNode, WriteReply},
+    ops::{Create, NewNode, Tmpfile, WriteReply},
 };
 
 /// set-gid bit.
@@ -87,4 +93,18 @@ pub(super) fn apply(p: &mut Partition, cx: &mut Cx, x: &Create) -> FsResult<Writ
     p.add_name(key, &x.name, ino, inode.kind);
     let parent = p.touch_dir(cx, x.parent, i32::from(inode.is_dir()))?;
     Ok(WriteReply::Created { attr: inode.attr(ino), existed: false, parent })
+}
+
+pub(super) fn unnamed(p: &mut Partition, cx: &mut Cx, x: &Tmpfile) -> FsResult<WriteReply> {
+    let session = cx.caller.as_ref().map(|c| c.session).ok_or(FsError::Invalid)?;
+    let parent = p.dir(x.parent)?;
+    let (mode, gid) = inherit(&parent, false, x.mode, x.gid);
+    let mut inode = Inode::new(FileKind::Regular, mode, x.uid, gid, cx.stamp);
+    (inode.project, inode.nlink) = (parent.project, 0);
+    p.can_alloc()?;
+    let ino = p.new_inode(&inode)?;
+    p.t.orphans.put(&ino, &Orphan { since: cx.stamp, maker: Some(session) });
+    // It need not be asked: its answer is known.
+    p.t.pins.put(&PinKey { ino, session }, &Pin { held: true });
+    Ok(WriteReply::Created { attr: inode.attr(ino), existed: false, parent: parent.attr(x.parent) })
 }

@@ -1,7 +1,7 @@
 //! link(2): one more name for an inode.
 //!
 //! - Parent: NotDirectory, NotFound when removed. Name taken: Exists. Directory: NotPermitted. Inode gone or without any
-//!   name: NotFound. At `LINK_MAX` names: TooManyLinks.
+//!   name: NotFound, unless it never had one (O_TMPFILE) and its maker still has it open. At `LINK_MAX` names: TooManyLinks.
 //! - Inode: nlink, ctime. Parent: mtime, ctime.
 //! - An inode of another partition needs a transaction.
 
@@ -11,7 +11,7 @@ use crate::{
     txn::locks,
 };
 use fusefs_types::{
-    FsError, FsResult, limits,
+    FsError, FsResult, Ino, limits,
     ops::{Link, WriteReply},
 };
 
@@ -27,10 +27,10 @@ fn check(p: &Partition, x: &Link) -> FsResult<DentryKey> {
 }
 
 /// Whether the inode may get another name.
-pub(crate) fn linkable(inode: &Inode) -> FsResult<()> {
+pub(crate) fn linkable(p: &Partition, ino: Ino, inode: &Inode) -> FsResult<()> {
     match inode {
         i if i.is_dir() => Err(FsError::NotPermitted),
-        i if i.nlink == 0 => Err(FsError::NotFound),
+        i if i.nlink == 0 && !p.may_be_named(ino) => Err(FsError::NotFound),
         i if i.nlink >= limits::LINK_MAX => Err(FsError::TooManyLinks),
         _ => Ok(()),
     }
@@ -46,7 +46,7 @@ pub(super) fn apply(p: &mut Partition, cx: &mut Cx, x: &Link) -> FsResult<WriteR
         return Err(FsError::Conflict);
     }
     let inode = p.inode(x.ino)?;
-    linkable(&inode)?;
+    linkable(p, x.ino, &inode)?;
     locks::link_free(p, x.ino)?;
     let attr = p.add_link(cx, x.ino)?;
     p.add_name(key, &x.name, x.ino, inode.kind);

@@ -5,7 +5,7 @@ mod commit;
 mod create;
 pub mod extents;
 pub(crate) mod flock;
-mod link;
+pub(crate) mod link;
 pub mod prim;
 pub mod read;
 mod rename;
@@ -32,6 +32,7 @@ pub(crate) fn write(p: &mut Partition, cx: &mut Cx, write: &Write) -> FsResult<W
         Write::SetXattr(x) => xattr::set(p, cx, x),
         Write::RemoveXattr(x) => xattr::remove(p, cx, x),
         Write::SetLock(x) => flock::set(p, cx, x),
+        Write::Tmpfile(x) => create::unnamed(p, cx, x),
     }
 }
 

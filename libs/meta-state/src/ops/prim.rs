@@ -82,7 +82,7 @@ impl Partition {
         inode.touch(cx.stamp);
         self.put_inode(ino, &inode);
         if inode.nlink == 0 {
-            self.t.orphans.put(&ino, &Orphan { since: cx.stamp });
+            self.t.orphans.put(&ino, &Orphan { since: cx.stamp, maker: None });
         }
         Ok(inode.attr(ino))
     }
@@ -95,6 +95,9 @@ impl Partition {
         inode.nlink += 1;
         inode.touch(cx.stamp);
         self.put_inode(ino, &inode);
+        if inode.nlink == 1 {
+            self.drop_orphan(ino);
+        }
         Ok(inode.attr(ino))
     }
     /// A moved inode: ctime; a directory also gets its new parent.

@@ -4,13 +4,18 @@ use super::Record;
 use crate::codec::{Get, Put};
 use fusefs_types::{FsResult, Hlc, Ino, SessionId};
 
+/// Of a pin, and of an inode that had a name.
 const VERSION: u8 = 1;
+/// With the maker of an inode that never had a name.
+const VERSION_MAKER: u8 = 2;
 
 /// Key = inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orphan {
-    /// When its last name went.
+    /// When its last name went, or when it was made without one.
     pub since: Hlc,
+    /// It never had a name: only this session can hold it, and may give it one.
+    pub maker: Option<SessionId>,
 }
 
 impl Record for Orphan {
@@ -25,13 +30,17 @@ impl Record for Orphan {
         g.end().map(|()| ino)
     }
     fn encode(&self, out: &mut Vec<u8>) {
-        out.u8(VERSION).u64(self.since.0);
+        match self.maker {
+            None => out.u8(VERSION).u64(self.since.0),
+            Some(maker) => out.u8(VERSION_MAKER).u64(self.since.0).u128(maker.0),
+        };
     }
     fn decode(bytes: &[u8]) -> FsResult<Orphan> {
         let mut g = Get(bytes);
-        g.version(VERSION)?;
+        let version = g.version(VERSION_MAKER)?;
         let since = Hlc(g.u64()?);
-        g.end().map(|()| Orphan { since })
+        let maker = if version == VERSION_MAKER { Some(SessionId(g.u128()?)) } else { None };
+        g.end().map(|()| Orphan { since, maker })
     }
 }
 

@@ -8,7 +8,7 @@ use fusefs_types::{
     lock::{HeldLock, LockOp, LockOwner, LockSpace, SetLock},
     ops::{
         Append, Commit, Create, Link, NewNode, Piece, RemoveXattr, Rename, RenameMode, SetAttr, SetTime, SetXattr,
-        Unlink, Write, WriteReply, XattrMode,
+        Tmpfile, Unlink, Write, WriteReply, XattrMode,
     },
     txn::{Part, PartReply, TxnId},
 };
@@ -190,6 +190,7 @@ wire! { struct RangeKey { ino, sub } }
 wire! { struct ObjectId { session, incarnation, counter } }
 wire! { struct Extent { offset, len, codec, source } }
 wire! { struct Create { parent, name, node, mode, uid, gid, exclusive } }
+wire! { struct Tmpfile { parent, mode, uid, gid } }
 wire! { struct Link { ino, parent, name } }
 wire! { struct Unlink { parent, name, directory } }
 wire! { struct Rename { parent, name, new_parent, new_name, mode } }
@@ -219,7 +220,7 @@ wire! { enum Piece { 0 Extent(e), 1 Inline { offset, bytes }, 2 Hole { offset, l
 wire! { enum Source { 1 Object { id, home, skip }, 2 Inline { index, n, skip }, 3 Zero, } }
 wire! { enum Write {
     0 Create(x), 1 Link(x), 2 Unlink(x), 3 Rename(x), 4 SetAttr(x), 5 Commit(x), 6 Append(x), 7 SetXattr(x),
-    8 RemoveXattr(x), 9 SetLock(x),
+    8 RemoveXattr(x), 9 SetLock(x), 10 Tmpfile(x),
 } }
 wire! { enum WriteReply {
     0 Created { attr, existed, parent }, 1 Linked { attr, parent }, 2 Unlinked { ino, nlink, parent },

@@ -2,11 +2,12 @@
 
 use crate::{
     Cx, Partition,
+    ops::link::linkable,
     record::{Inode, Participant, ParticipantKey},
     txn::locks,
 };
 use fusefs_types::{
-    FileKind, FsError, FsResult, Ino, Name, PartitionId, limits,
+    FileKind, FsError, FsResult, Ino, Name, PartitionId,
     txn::{Part, PartReply, TxnId, TxnMessage, TxnStep},
 };
 
@@ -136,13 +137,8 @@ fn validate(p: &mut Partition, cx: &mut Cx, part: &Part) -> FsResult<PartReply> 
             reply.attr = Some(dir.attr(ino));
         }
         Part::AddLink { ino } => {
-            let inode = named(p, *ino)?;
-            if inode.is_dir() {
-                return Err(FsError::NotPermitted);
-            }
-            if inode.nlink >= limits::LINK_MAX {
-                return Err(FsError::TooManyLinks);
-            }
+            let inode = p.inode(*ino)?;
+            linkable(p, *ino, &inode)?;
             reply.attr = Some(inode.attr(*ino));
         }
         Part::DropLink { ino } => {

@@ -20,6 +20,8 @@ struct Node {
     mode: u16,
     ids: (u32, u32),
     nlink: u32,
+    /// Made without a name, and never got one.
+    nameless: bool,
     times: [Time; 4],
     change: Hlc,
     parent: Ino,
@@ -63,6 +65,7 @@ impl Model {
             mode,
             ids,
             nlink: if kind == FileKind::Directory { 2 } else { 1 },
+            nameless: false,
             times: [self.stamp.into(); 4],
             change: self.stamp,
             parent: Ino(0),
@@ -123,6 +126,13 @@ impl Model {
         self.touch_dir(d);
         Ok(n)
     }
+    fn tmpfile(&mut self, d: usize, mode: u16) -> FsResult<usize> {
+        self.live_dir(d)?;
+        let gid = if self.nodes[d].mode & 0o2000 != 0 { self.nodes[d].ids.1 } else { 20 };
+        let n = self.node(FileKind::Regular, mode, (10, gid));
+        (self.nodes[n].nlink, self.nodes[n].nameless) = (0, true);
+        Ok(n)
+    }
     fn link(&mut self, n: usize, d: usize, name: &str) -> FsResult<()> {
         self.live_dir(d)?;
         if self.nodes[d].names.contains_key(name) {
@@ -131,9 +141,10 @@ impl Model {
         if self.nodes[n].kind == FileKind::Directory {
             return Err(FsError::NotPermitted);
         }
-        if self.nodes[n].nlink == 0 {
+        if self.nodes[n].nlink == 0 && !self.nodes[n].nameless {
             return Err(FsError::NotFound);
         }
+        self.nodes[n].nameless = false;
         self.nodes[n].nlink += 1;
         self.touch(n);
         self.nodes[d].names.insert(name.into(), n);
@@ -303,7 +314,8 @@ impl Run {
         let n = x[2] as usize % self.m.nodes.len();
         let (a, b) = (NAMES[x[3] as usize % 6], NAMES[x[4] as usize % 6]);
         match op {
-            0..=24 => self.create(d, a, x),
+            0..=20 => self.create(d, a, x),
+            21..=24 => self.tmpfile(d, x),
             25..=32 => {
                 let (ino, parent) = (self.m.nodes[n].ino, self.m.nodes[d].ino);
                 self.both(Write::Link(Link { ino, parent, name: name(a) }), |m| m.link(n, d, a));
@@ -327,6 +339,14 @@ impl Run {
             81..=92 => self.commit(n, x),
             93..=96 => self.append(n, x),
             _ => self.xattr(n, x),
+        }
+    }
+    fn tmpfile(&mut self, d: usize, x: [u8; 6]) {
+        let (parent, mode) = (self.m.nodes[d].ino, u16::from(x[1]) << 2);
+        let reply = self.both(Write::Tmpfile(Tmpfile { parent, mode, uid: 10, gid: 20 }), |m| m.tmpfile(d, mode));
+        if let Some((WriteReply::Created { attr, parent: dir, .. }, n)) = reply {
+            assert_eq!((attr.ino, attr.nlink), (self.m.nodes[n].ino, 0));
+            assert_eq!((dir.ino, dir.change), (parent, self.m.nodes[d].change), "the directory stays as it is");
         }
     }
     fn create(&mut self, d: usize, a: &str, x: [u8; 6]) {

@@ -2,8 +2,8 @@
 
 use crate::util::*;
 use bytes::Bytes;
-use fusefs_meta_state::Plan;
-use fusefs_types::{FileKind, FsError, Ino, KeyRange, Time, limits, ops::*};
+use fusefs_meta_state::{Plan, Work};
+use fusefs_types::{FileKind, FsError, Ino, KeyRange, SessionId, Time, limits, ops::*, txn::Internal};
 
 #[test]
 fn create_touches_parent_and_counts() {
@@ -243,4 +243,47 @@ fn a_retry_gets_the_stored_reply() {
     let again = r.apply(Body::Client(caller, Write::Create(c)));
     assert_eq!(first, again);
     assert_eq!(r.p.usage().inodes, 2);
+}
+
+#[test]
+fn a_file_without_a_name_lives_until_its_last_close_or_gets_one() {
+    let mut r = Rig::new();
+    let other = SessionId(8);
+    r.internal(Internal::Attach { session: other, token: token() }).unwrap();
+    let make = |r: &mut Rig| match r.write(Write::Tmpfile(Tmpfile { parent: ROOT, mode: 0o600, uid: 1, gid: 2 })) {
+        Ok(WriteReply::Created { attr, existed: false, .. }) => {
+            assert_eq!((attr.nlink, attr.kind, attr.mode), (0, FileKind::Regular, 0o600));
+            attr.ino
+        }
+        reply => panic!("{reply:?}"),
+    };
+    let released = |ino| Internal::Pin { session: SESSION, held: vec![], released: vec![ino] };
+    let link = |ino, s: &str| Write::Link(Link { ino, parent: ROOT, name: name(s) });
+    let (gone, named, late) = (make(&mut r), make(&mut r), make(&mut r));
+    assert!(r.p.gc_work().is_empty(), "nobody has to be asked");
+    r.clean();
+    assert_eq!(r.p.may_open(SESSION, gone), Ok(()));
+
+    // The last close: it goes, and no name can be given to it between close and end.
+    r.internal(released(gone)).unwrap();
+    assert_eq!(r.write(link(gone, "gone")), Err(FsError::NotFound));
+    assert_eq!(r.p.gc_work(), [Work::FreeOrphans(vec![gone])]);
+    r.internal(Internal::FreeOrphans { inos: vec![gone, named, late] }).unwrap();
+    assert_eq!(r.p.usage().inodes, 3, "the root and what is still held");
+
+    // With a name it is like any other file; what was said about it before is forgotten.
+    assert!(matches!(r.write(link(named, "named")), Ok(WriteReply::Linked { attr, .. }) if attr.nlink == 1));
+    r.internal(released(named)).unwrap();
+    assert_eq!(r.p.usage().orphans, 1);
+    r.write(Write::Unlink(Unlink { parent: ROOT, name: name("named"), directory: false })).unwrap();
+    assert_eq!(r.write(link(named, "again")), Err(FsError::NotFound), "only the first name comes from nothing");
+    let asks = r.p.gc_work().into_iter().filter(|w| matches!(w, Work::AskHolders { inos, .. } if inos == &[named]));
+    assert_eq!(asks.count(), 2, "everybody may hold it now");
+    crate::snapshot::round_trip(&r.p);
+
+    // It goes with its session.
+    r.internal(Internal::EndSession { session: SESSION, revoked: true }).unwrap();
+    r.internal(Internal::FreeOrphans { inos: vec![late] }).unwrap();
+    assert!(r.p.inode(late).is_err());
+    r.clean();
 }

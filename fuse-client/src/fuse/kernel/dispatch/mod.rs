@@ -43,6 +43,7 @@ pub(super) fn dispatch(server: &Arc<Server>, job: Job, message: &Message<'_>) {
         }
         Op::Link { node, name } => names::link(server, job, server.root.ino(node), ino, name),
         Op::Create { name, flags, mode, umask } => names::create(server, job, ino, name, (mode & !umask, flags)),
+        Op::Tmpfile { flags, mode, umask } => names::tmpfile(server, job, ino, (mode & !umask, flags)),
         Op::Open { flags } => files::open(server, job, ino, flags),
         Op::Read(args) => files::read(server, job, ino, args),
         Op::Write(args) => files::write(server, job, ino, &args),

@@ -81,6 +81,12 @@ pub(super) fn create(server: &Arc<Server>, job: Job, dir: Ino, name: &[u8], (mod
     server.run(job, Class::Definite, work, move |reply, r| reply.result(r.map(|(e, o)| root.created_out(&e, &o))));
 }
 
+pub(super) fn tmpfile(server: &Arc<Server>, job: Job, dir: Ino, (mode, flags): (u32, i32)) {
+    let (root, (vfs, rq)) = (server.root, parts(server, &job));
+    let work = async move { vfs.tmpfile(&rq, dir, mode_bits(mode), flags).await };
+    server.run(job, Class::Definite, work, move |reply, r| reply.result(r.map(|(e, o)| root.created_out(&e, &o))));
+}
+
 pub(super) fn remove(server: &Arc<Server>, job: Job, dir: Ino, name: &[u8], directory: bool) {
     let ((vfs, rq), name) = (parts(server, &job), bytes(name));
     let work =

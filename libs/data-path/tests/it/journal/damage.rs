@@ -145,3 +145,25 @@ fn remains_of_records_do_not_pass_for_records() {
         assert_eq!(life.path.read(F, 0, forged.len()).await.expect("read"), forged);
     });
 }
+
+/// With a disk that takes no header, only the end of the header's file makes a journal void.
+#[test]
+fn a_journal_is_not_void_before_its_header_is_gone() {
+    runtime().block_on(async {
+        for (stuck, void) in [(None, true), (Some(1), true), (Some(0), false)] {
+            let life = Life::begin(Settings::default(), 1, Disk::new(4, FILE));
+            life.sink.create(F);
+            life.path.write(F, 0, body(1000, 1).into(), WriteContext::default()).await.expect("write");
+            life.disk.fail(true);
+            stuck.into_iter().for_each(|file| life.disk.refuse_to_cut(file));
+            let made = life.path.journal().expect("journal").make_void();
+            assert_eq!(made.is_ok(), void, "file {stuck:?} cannot be cut: {made:?}");
+            match life.disk.open().map(drop) {
+                Err(JournalError::NoHeader) => assert!(void),
+                Err(JournalError::Shape(_)) => assert!(!void),
+                other => panic!("{other:?}: what was to be void can be read"),
+            }
+            life.disk.kill();
+        }
+    });
+}

@@ -43,6 +43,8 @@ struct Fate {
     killed: bool,
     failing: bool,
     takes_no_header: bool,
+    /// A file that cannot be cut.
+    uncut: Option<usize>,
 }
 
 /// Journal files in memory, and the end of the process that writes them.
@@ -101,6 +103,10 @@ impl Disk {
         let mut fate = self.fate.lock();
         (fate.failing, fate.takes_no_header) = (true, headers);
     }
+    /// This file keeps its length.
+    pub fn refuse_to_cut(&self, file: usize) {
+        self.fate.lock().uncut = Some(file);
+    }
     pub fn repair(&self) {
         self.fate.lock().failing = false;
     }
@@ -153,6 +159,9 @@ impl Storage for DiskFile {
         Ok(self.0.files[self.1].lock().len() as u64)
     }
     fn clear(&self) -> io::Result<()> {
+        if self.0.fate.lock().uncut == Some(self.1) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         self.0.files[self.1].lock().clear();
         Ok(())
     }

@@ -1,0 +1,15 @@
+//! The CSI driver on a real Kubernetes cluster: volumes, verified I/O in pods, and everything killed under them.
+//!
+//! `scripts/kube-smoke` runs it; the environment is described in `chaos-tests/src/kube/mod.rs`. Without a cluster it says
+//! what is missing and passes.
+
+#[path = "kube/full.rs"]
+mod full;
+#[path = "kube/smoke.rs"]
+mod smoke;
+#[path = "kube/suite.rs"]
+mod suite;
+
+fn main() -> std::process::ExitCode {
+    suite::main()
+}
