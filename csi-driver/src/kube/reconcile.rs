@@ -276,10 +276,12 @@ impl Reconciler {
         let mut changes = self.cache.changes();
         let world = self.world.clone();
         loop {
+            // One moment for all: nothing may fall due between two of these unnoticed.
+            let now = Instant::now();
             self.see();
-            self.start_look();
-            self.start_actions();
-            let wake = self.wake();
+            self.start_look(now);
+            self.start_actions(now);
+            let wake = self.wake(now);
             tokio::select! {
                 Some(finished) = self.running.next() => self.finished(finished),
                 _ = changes.changed() => {}
@@ -311,8 +313,7 @@ impl Reconciler {
         self.pods = now;
     }
 
-    fn start_look(&mut self) {
-        let now = Instant::now();
+    fn start_look(&mut self, now: Instant) {
         if self.look.is_none_or(|at| at > now) || self.cache.all().is_none() {
             return;
         }
@@ -321,9 +322,8 @@ impl Reconciler {
         self.running.push(async move { Finished::Looked(world.look().await, pods) }.boxed());
     }
 
-    fn start_actions(&mut self) {
+    fn start_actions(&mut self, now: Instant) {
         let (Some(known), true) = (&self.known, self.acting.len() < PARALLEL) else { return };
-        let now = Instant::now();
         self.holds.retain(|_, hold| hold.until > now || (hold.errors > 0 && hold.until + FORGET > now));
         let forget = self.rhythm.replace.2;
         self.replaced.retain(|_, hold| hold.until + forget > now);
@@ -357,8 +357,7 @@ impl Reconciler {
     }
 
     /// When something is to be done if nothing happens.
-    fn wake(&self) -> Instant {
-        let now = Instant::now();
+    fn wake(&self, now: Instant) -> Instant {
         let holds = self.holds.values().chain(self.replaced.values()).map(|h| h.until);
         let times = holds.chain(self.look).chain(self.settling.as_ref().map(|(_, until)| *until));
         // The first list of pods wakes by itself; a look that is due waits for it.
