@@ -1,8 +1,8 @@
 //! getattr, setattr, statfs.
 
-use super::{Change, Entry, FsStat, Request, Vfs, by_number, left, unexpected};
+use super::{Change, Entry, FsStat, Request, Vfs, left, unexpected};
 use fusefs_types::{
-    Attr, FileKind, FsResult, Ino, limits,
+    Attr, FileKind, FsError, FsResult, Ino, limits,
     ops::{Read, ReadReply, SetAttr, Write, WriteReply},
 };
 use std::time::Duration;
@@ -13,10 +13,21 @@ const UNLIMITED_BYTES: u64 = 1 << 50;
 const UNLIMITED_INODES: u64 = 1 << 40;
 
 impl Vfs {
+    /// For requests that name a file by its number. The kernel got the number from a name; when the file is gone the name
+    /// may be another file's by now (somebody else renamed one over it), so the answer is not "no such file" but "look
+    /// again", which Linux does by itself. What is remembered of the file would only lead it back here.
+    pub(super) fn by_number(&self, ino: Ino, e: FsError) -> FsError {
+        if e != FsError::NotFound {
+            return e;
+        }
+        self.expire(ino);
+        FsError::Stale
+    }
+
     /// Attributes and how long they may be used. 0 RPCs while valid, else 1.
     pub async fn getattr(&self, _rq: &Request, ino: Ino) -> FsResult<(Attr, Duration)> {
         self.gate().await?;
-        let (attr, until) = self.attr(ino).await.map_err(by_number)?;
+        let (attr, until) = self.attr(ino).await.map_err(|e| self.by_number(ino, e))?;
         Ok((attr, left(until, self.now())))
     }
 

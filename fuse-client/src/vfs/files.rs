@@ -1,7 +1,7 @@
 //! open, release, read, write, flush, fsync.
 
 use super::handle::Handle;
-use super::{Opened, Request, Vfs, by_number, check_size, unexpected};
+use super::{Opened, Request, Vfs, check_size, unexpected};
 use bytes::Bytes;
 use fusefs_data_path::WriteContext;
 use fusefs_types::{
@@ -57,7 +57,8 @@ impl Vfs {
         let opening = self.opening(rq, ino);
         self.miss();
         let sent = self.now();
-        let ReadReply::Attr(attr) = self.meta.read(Read::Open { ino, write }).await.map_err(by_number)? else {
+        let reply = self.meta.read(Read::Open { ino, write }).await;
+        let ReadReply::Attr(attr) = reply.map_err(|e| self.by_number(ino, e))? else {
             return Err(unexpected("open"));
         };
         self.learn_attr(&attr, sent);

@@ -425,13 +425,6 @@ fn check_size(offset: u64, len: u64) -> FsResult<u64> {
     if end > limits::FILE_SIZE_MAX { Err(FsError::FileTooBig) } else { Ok(end) }
 }
 
-/// For requests that name a file by its number. The kernel got the number from a name; when the file is gone the name may be
-/// another file's by now (somebody else renamed one over it), so the answer is not "no such file" but "look again", which
-/// Linux does by itself.
-fn by_number(e: FsError) -> FsError {
-    if e == FsError::NotFound { FsError::Stale } else { e }
-}
-
 /// A partition answered something else than what was asked: a bug on one of the two sides, never a panic.
 fn unexpected(what: &str) -> FsError {
     tracing::error!(what, "a partition's reply does not fit the request");
