@@ -65,7 +65,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Option<String> {
-    if text.len() > 2 * NODE_BYTES_MAX || text.len() % 2 != 0 || !text.is_ascii() {
+    if text.len() > 2 * NODE_BYTES_MAX || !text.len().is_multiple_of(2) || !text.is_ascii() {
         return None;
     }
     let byte = |n: usize| u8::from_str_radix(text.get(n..n + 2)?, 16).ok();
