@@ -101,9 +101,9 @@ fn scenario(rig: &Rig, seed: u64) -> Result<()> {
     let shared = rig.create("shared", Mode::MultiNodeMultiWriter)?;
     let own = [rig.create("own-0", Mode::SingleNodeMultiWriter)?, rig.create("own-1", Mode::SingleNodeMultiWriter)?];
     let mut mounts = Vec::new();
-    for node in 0..2 {
+    for (node, alone) in own.iter().enumerate() {
         mounts.push(rig.stage(&shared, node)?);
-        mounts.push(rig.stage(&own[node], node)?);
+        mounts.push(rig.stage(alone, node)?);
     }
     let busy = mounts.iter().zip(0..).map(|(m, i)| Busy::start(rig, m, seed, i)).collect::<Result<Vec<_>>>()?;
     let start = now_ns();

@@ -19,10 +19,10 @@ use fusefs_fuse_client::{
     keeper::{server, sys},
     supervise,
 };
-use std::{ffi::OsString, io, path::PathBuf, time::Duration};
+use std::{ffi::OsString, io, path::PathBuf};
 
 /// Between two tries to listen while the directory does not belong to this user yet: the node plugin gives it away.
-const LISTEN_AGAIN: Duration = Duration::from_millis(200);
+const LISTEN_AGAIN_MS: u8 = 200;
 
 /// Serves until killed.
 pub fn node_keeper(a: &KeeperArgs) -> Result<()> {
@@ -31,7 +31,7 @@ pub fn node_keeper(a: &KeeperArgs) -> Result<()> {
         match server::run_shared(&a.socket) {
             Err(e) if matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound) => {
                 tracing::warn!(socket = %a.socket.display(), "the node plugin has not prepared the directory yet: {e}");
-                std::thread::sleep(LISTEN_AGAIN);
+                let _ = nix::poll::poll(&mut [], LISTEN_AGAIN_MS);
             }
             other => return other.with_context(|| format!("keeper at {}", a.socket.display())),
         }

@@ -18,8 +18,9 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 /// Between two looks of the daemon at the directory: a pause of a mount that nobody serves.
 const LOOK: Duration = Duration::from_millis(20);
@@ -114,7 +115,7 @@ pub fn serve(root: &Path, program: &Path, common: &[OsString], stop: impl Fn() -
                 free.insert(Host { child, since: Instant::now() });
             }
         }
-        std::thread::sleep(LOOK);
+        super::pause(LOOK);
     }
     for mut host in hosts.into_values() {
         let _ = host.child.kill();

@@ -75,3 +75,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// Processes of the mount.
     async fn status(&self, spec: &MountSpec) -> RuntimeStatus;
 }
+
+/// Blocks this thread for a moment: where nothing tells when another process is there again.
+fn pause(time: Duration) {
+    let ms = u16::try_from(time.as_millis()).unwrap_or(u16::MAX);
+    let _ = nix::poll::poll(&mut [], ms); // a signal only shortens it
+}

@@ -27,10 +27,11 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tend::Tended;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Between two looks whether the node keeper was started anew and is empty.
 const KEEPER_LOOK: Duration = Duration::from_millis(200);
@@ -109,7 +110,7 @@ impl PodRuntime {
             while let Some(runtime) = watched.upgrade() {
                 runtime.refill(&mut link);
                 drop(runtime);
-                std::thread::sleep(KEEPER_LOOK); // nothing tells when its socket is there again
+                super::pause(KEEPER_LOOK); // nothing tells when its socket is there again
             }
         })?;
         Ok(runtime)

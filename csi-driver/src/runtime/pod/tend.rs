@@ -17,9 +17,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Between two tries to reach a pod that is being started.
 const RETRY: Duration = Duration::from_millis(20);
@@ -102,7 +103,7 @@ impl Tended {
                     asked = Some(Instant::now());
                     path = self.ask();
                 }
-                _ => std::thread::sleep(RETRY), // nothing tells when a container's socket is there
+                _ => super::super::pause(RETRY), // nothing tells when a container's socket is there
             }
         }
     }
@@ -135,7 +136,7 @@ impl Tended {
             Err(why) => why,
         };
         self.say(why);
-        std::thread::sleep(RETRY);
+        super::super::pause(RETRY);
         None
     }
 
