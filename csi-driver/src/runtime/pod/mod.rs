@@ -239,14 +239,15 @@ impl PodRuntime {
         let (keeper, key) = (self.keeper.clone(), spec.key.clone());
         let kept = tokio::task::spawn_blocking(move || keeper.items(&key)).await;
         match kept {
-            Ok(Ok(store)) if store.get(supervise::names::FUSE).is_some() => return Some(store),
+            // It may still have an earlier mount that has ended.
+            Ok(Ok(store)) if alive(&store) => return Some(store),
             Ok(Err(error)) => tracing::warn!(%error, "the node keeper does not answer"),
             _ => {}
         }
         let path = self.finder.find(&spec.volume).await.ok().flatten()?;
         let base = self.settings.base.clone();
         let asked = tokio::task::spawn_blocking(move || dial::dial(&base, &path)?.all()).await;
-        asked.ok()?.ok().filter(|store| store.get(supervise::names::FUSE).is_some())
+        asked.ok()?.ok().filter(alive)
     }
 }
 
