@@ -6,7 +6,7 @@
 //! after `End` the next mount may come.
 
 use super::{
-    Ended, Phase, Plan, SuperviseError,
+    Ended, Plan, SuperviseError,
     dirs::Dirs,
     record::{Outcome, names},
     run::{Found, Supervisor},
@@ -16,7 +16,7 @@ use crate::{
     fuse::MountSettings,
     keeper::{Item, Store, protocol::Message, sys},
 };
-use std::{ffi::OsString, io, path::Path};
+use std::{ffi::OsString, path::Path};
 
 /// Items of an earlier host of the same mount that mean nothing here.
 const FOREIGN: &[&str] = &[names::CLIENT, names::ENDED, names::OUTCOME, names::PARK];
@@ -124,10 +124,4 @@ impl Supervisor {
         self.served = false;
         self.hosted = Some(Hosted::default());
     }
-}
-
-/// Whether the mount behind `store`, as a hosted supervisor tells it, is served.
-pub fn serving(channel: &crate::keeper::Channel) -> io::Result<Option<Phase>> {
-    let record = channel.get(names::CLIENT)?;
-    Ok(record.and_then(|i| super::ClientRecord::decode(&i.bytes)).map(|r| r.phase))
 }

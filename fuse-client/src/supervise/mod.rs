@@ -19,7 +19,7 @@ mod upgrade;
 pub use adopt::{Adopted, adopt};
 pub use control::{Processes, processes, request_upgrade, wait_for_end};
 pub use held::{Held, HeldPlan, SHARED_NAME_SEPARATOR};
-pub use hosted::{host, serving};
+pub use hosted::host;
 pub use record::{ClientRecord, EndRecord, Outcome, Phase, names};
 
 use crate::fuse::{MountError, MountSettings};
