@@ -272,8 +272,8 @@ async fn inner_codes() {
     umount2(&b.target("c"), MntFlags::empty()).unwrap();
     b.unpublish("c").await.unwrap();
     b.unstage().await.unwrap();
-    let held = b.node.enter(&volume()).unwrap();
-    assert_eq!(b.node.enter(&volume()).unwrap_err().code, Code::Aborted);
+    let held = b.node.enter(&volume()).await.unwrap();
+    assert_eq!(b.node.enter(&volume()).await.unwrap_err().code, Code::Aborted);
     drop(held);
     b.assert_clean();
 }

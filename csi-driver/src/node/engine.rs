@@ -141,9 +141,14 @@ impl Node {
         &self.settings
     }
 
-    /// Excludes other calls for the volume.
-    pub fn enter(&self, volume: &VolumeId) -> Outcome<Busy> {
-        self.busy.enter(volume.as_str())
+    /// Excludes other calls for the volume; waits a little for upkeep.
+    pub async fn enter(&self, volume: &VolumeId) -> Outcome<Busy> {
+        self.busy.enter_after_upkeep(volume.as_str()).await
+    }
+
+    /// Excludes calls for the volume, which wait meanwhile.
+    pub fn upkeep(&self, volume: &VolumeId) -> Outcome<Busy> {
+        self.busy.upkeep(volume.as_str())
     }
 
     pub(super) fn load(&self, volume: &VolumeId) -> Outcome<VolumeRecords> {

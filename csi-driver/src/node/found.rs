@@ -137,7 +137,7 @@ impl Node {
             let part = handle.subdir.as_ref().map_or("", |s| s.as_str());
             let right = attached.iter().find(|a| a.name == handle.volume.as_str() && a.part == part);
             // Without a right to mount it is garbage that the orchestrator takes away; a busy volume is no longer lost.
-            let (Some(right), Ok(_busy)) = (right, self.enter(&volume)) else { continue };
+            let (Some(right), Ok(_busy)) = (right, self.upkeep(&volume)) else { continue };
             if self.load(&volume)?.stage.is_some() {
                 continue;
             }

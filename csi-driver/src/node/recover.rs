@@ -46,7 +46,7 @@ impl Node {
             }
             let (node, volume) = (self.clone(), volume.clone());
             running.spawn(async move {
-                let Ok(_busy) = node.enter(&volume) else { return None };
+                let Ok(_busy) = node.upkeep(&volume) else { return None };
                 let repaired = node.repair(&volume).await;
                 if let Err(fault) = &repaired {
                     node.events.tell(Event::Failed(volume, fault.message.clone()));

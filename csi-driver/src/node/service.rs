@@ -64,7 +64,7 @@ impl NodeService {
         W: FnOnce(Arc<Node>) -> F,
         F: Future<Output = Outcome<()>> + Send + 'static,
     {
-        let done = match self.node.enter(volume) {
+        let done = match self.node.enter(volume).await {
             Err(fault) => Err(fault),
             Ok(busy) => {
                 let work = work(self.node.clone());

@@ -203,7 +203,7 @@ async fn one_call_per_volume() {
         let (service, r) = (b.service.clone(), b.stage());
         async move { service.node_stage_volume(Request::new(r)).await }
     });
-    while b.service.node.enter(&VolumeId::parse("vol").unwrap()).is_ok() {
+    while b.service.node.upkeep(&VolumeId::parse("vol").unwrap()).is_ok() {
         tokio::task::yield_now().await;
     }
     let others = futures::future::join_all((0..63).map(|n| {
