@@ -6,6 +6,8 @@
 // Processes of a real cluster: their times are the wall's, and no event tells what they do.
 #![allow(clippy::disallowed_methods)]
 
+#[path = "kube/foreign.rs"]
+mod foreign;
 #[path = "kube/full.rs"]
 mod full;
 #[path = "kube/smoke.rs"]

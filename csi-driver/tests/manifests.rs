@@ -243,6 +243,8 @@ fn nobody_reads_secrets_and_nodes_change_no_pods() {
                     "storage.k8s.io/volumeattachments get",
                     "storage.k8s.io/volumeattachments list",
                     "storage.k8s.io/volumeattachments watch",
+                    "/persistentvolumes get",
+                    "/persistentvolumes list",
                     "/nodes get",
                     "/events create",
                     "/events patch",

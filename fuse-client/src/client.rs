@@ -112,6 +112,9 @@ impl Meta for Remote {
     async fn usage(&self) -> FsResult<PartitionUsage> {
         self.0.statfs().await
     }
+    fn limits(&self) -> (u64, u64) {
+        self.0.limits()
+    }
     fn leased(&self) -> bool {
         self.0.lease_valid()
     }
@@ -211,7 +214,6 @@ fn granted(
     (vfs_settings.attr_validity, vfs_settings.entry_validity, vfs_settings.negative_validity) =
         (settings.validity, settings.validity, settings.validity);
     (vfs_settings.inodes, vfs_settings.dentries) = (settings.cache_inodes, settings.cache_inodes);
-    vfs_settings.capacity = (grant.volume.capacity, grant.volume.inodes);
     vfs_settings.read_only = settings.mount.read_only;
     vfs_settings.soft = settings.mount.io_timeout;
     vfs_settings.resumed = attach.token.incarnation.0 > 1;

@@ -31,6 +31,8 @@ pub trait Meta: Send + Sync + 'static {
     async fn read(&self, read: Read) -> FsResult<ReadReply>;
     /// Counters summed over all partitions.
     async fn usage(&self) -> FsResult<PartitionUsage>;
+    /// Bytes and inodes that the volume may have, 0 = unlimited, as last heard; no RPC.
+    fn limits(&self) -> (u64, u64);
     /// Whether the session's lease is valid now, by CLOCK_BOOTTIME (PROTOCOL 13).
     fn leased(&self) -> bool;
     /// Waits until the lease is valid again. [`fusefs_types::FsError::Stale`] when the session has ended.

@@ -15,6 +15,8 @@ use std::{
 const S3_DIR: &str = "/var/lib/fusefs-test/s3";
 const DATA_DIR: &str = "/var/lib/fusefs-test";
 const KEYS: (&str, &str) = ("rootkey", "rootsecret");
+/// The cluster's token.
+pub const TOKEN: &str = "a-token-for-tests-only";
 /// Time for images to start and servers to elect.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -222,7 +224,7 @@ fn values(cluster: &Cluster, s3: &str) -> Result<Value> {
         "namespace": {"create": true},
         "runtime": cluster.settings.runtime,
         "log": {"json": false},
-        "token": {"value": "a-token-for-tests-only"},
+        "token": {"value": TOKEN},
         "masters": {
             "clusterIPs": addresses(51), "storage": storage("master"),
             "resources": {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "1Gi"}},

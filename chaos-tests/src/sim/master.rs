@@ -10,8 +10,8 @@ use bytes::Bytes;
 use fusefs_types::{
     FsError, Ino, PartitionId, SessionId, StoreId,
     cluster::{
-        MasterCall, MasterRefusal, MasterReply, NodeCall, SessionGrant, StoreCredentials, StoreKind, StoreRecord,
-        VolumeMap,
+        LeaseGrant, MasterCall, MasterRefusal, MasterReply, NodeCall, SessionGrant, StoreCredentials, StoreKind,
+        StoreRecord, VolumeMap,
     },
     limits,
     ops::Envelope,
@@ -91,7 +91,9 @@ impl Master {
                 })))
             }
             MasterCall::RenewSession(session, _) => match lock(&self.0).sessions.get(session) {
-                Some(Some(_)) => Ok(MasterReply::Lease(limits::LEASE_MS, 1)),
+                Some(Some(_)) => {
+                    Ok(MasterReply::Lease(LeaseGrant { ms: limits::LEASE_MS, map_generation: 1, limits: None }))
+                }
                 _ => Err(refuse(FsError::Stale, "the session ended")),
             },
             MasterCall::AttachSession(session, partition, token) => match lock(&self.0).sessions.get_mut(session) {

@@ -1,10 +1,10 @@
 //! One run: install, break, delete, look for leftovers.
 
-use super::{full, smoke};
+use super::{foreign, full, smoke};
 use anyhow::{Context, Result, ensure};
 use fusefs_chaos_tests::kube::{
     Agent, App, Cluster, Mark, Part, Release, Settings, Table,
-    cluster::{APPS, FUSE, until},
+    cluster::{APPS, FUSE, text, until},
     deploy,
 };
 use std::{
@@ -67,6 +67,8 @@ fn run(settings: Settings) -> Result<()> {
 
 fn steps<'a>(run: &mut Run<'a>, release: &mut Release<'a>) -> Result<()> {
     let (a, b) = smoke::start(run)?;
+    let claim = cluster_volume(run.cluster)?;
+    run.fault("a foreign pod without token", &[&a, &b], |r| foreign::refused(r.cluster, &claim))?;
     smoke::kills(run, &a, &b)?;
     run.total_loss(&b, &[&a])?;
     if run.cluster.settings.full {
@@ -74,6 +76,13 @@ fn steps<'a>(run: &mut Run<'a>, release: &mut Release<'a>) -> Result<()> {
     }
     smoke::end(run, &[&a, &b])?;
     run.leftovers(release)
+}
+
+/// Name in fusefs of the volume that both pods use.
+fn cluster_volume(c: &Cluster) -> Result<String> {
+    let claim = c.get("persistentvolumeclaim", APPS, smoke::CLAIM)?.context("claim")?;
+    let volume = c.get("persistentvolume", "", &text(&claim["spec"]["volumeName"]))?.context("volume")?;
+    Ok(text(&volume["spec"]["csi"]["volumeHandle"]))
 }
 
 /// What every step needs.

@@ -1,6 +1,14 @@
-//! What the API server says is attached to a node: the truth when the node's own records are gone.
+//! What the API server says is attached to a node: the truth when the node's own records are gone and no master answers.
 
 use super::api::{ApiError, ApiResult, list_all, within};
+use crate::{
+    Fault, Outcome,
+    controller::{ACCESS_WRITE, PUBLISH_ACCESS, PUBLISH_ATTACH},
+    node::found,
+    valid::VolumeHandle,
+};
+use async_trait::async_trait;
+use fusefs_types::cluster::AccessMode;
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeSpec},
@@ -87,6 +95,38 @@ impl Attachments {
             other => other,
         }
     }
+}
+
+#[async_trait]
+impl found::Attachments for Attachments {
+    async fn of_node(&self, node: &str) -> Outcome<Vec<found::Attachment>> {
+        let all = Attachments::of_node(self, node).await;
+        let all = all.map_err(|e| Fault::unavailable(format!("asking the API server what is attached: {e}")))?;
+        Ok(all.iter().filter(|a| a.attached && !a.ending).filter_map(right).collect())
+    }
+}
+
+/// The right that the controller gave. None: it is not one of ours, or of a volume whose modes we do not know.
+fn right(a: &Attachment) -> Option<found::Attachment> {
+    let handle = VolumeHandle::parse(&a.volume).ok()?;
+    Some(found::Attachment {
+        name: handle.volume.as_str().to_owned(),
+        part: handle.subdir.as_ref().map_or(String::new(), |s| s.as_str().to_owned()),
+        mode: mode(a.access_modes.first()?)?,
+        writer: a.context.get(PUBLISH_ACCESS).is_some_and(|access| access == ACCESS_WRITE) && !a.read_only,
+        generation: a.context.get(PUBLISH_ATTACH)?.parse().ok()?,
+    })
+}
+
+/// As kubelet translates the first mode of a persistent volume for drivers that know SINGLE_NODE_MULTI_WRITER.
+fn mode(name: &str) -> Option<AccessMode> {
+    Some(match name {
+        "ReadWriteOnce" => AccessMode::SingleNodeMultiWriter,
+        "ReadWriteOncePod" => AccessMode::SingleNodeSingleWriter,
+        "ReadOnlyMany" => AccessMode::MultiNodeReader,
+        "ReadWriteMany" => AccessMode::MultiNodeMultiWriter,
+        _ => return None,
+    })
 }
 
 fn attachment(a: VolumeAttachment, persistent_volume: String, spec: PersistentVolumeSpec) -> Option<Attachment> {

@@ -12,7 +12,7 @@ use super::{
     plan,
     records::{Phase, StageRecord, TargetRecord, VERSION},
 };
-use crate::{DRIVER_NAME, Masters, Outcome, step::step, valid};
+use crate::{DRIVER_NAME, Fault, Masters, Outcome, step::step, valid};
 use async_trait::async_trait;
 use fusefs_types::cluster::AccessMode;
 use serde::Deserialize;
@@ -21,6 +21,7 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 /// kubelet's name of staging paths.
@@ -31,6 +32,9 @@ const TARGET: &str = "mount";
 const DATA: &str = "vol_data.json";
 /// No such file is longer.
 const DATA_BYTES_MAX: u64 = 64 << 10;
+
+/// How long one of several authorities may take ([`FirstOf`]).
+pub const AUTHORITY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The right of this node to mount a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +72,24 @@ impl Attachments for Masters {
             Some(Attachment { name, part: p.part, mode: p.mode, writer: p.writer, generation: p.generation })
         };
         Ok(mine.into_iter().filter_map(named).collect())
+    }
+}
+
+/// The first of several that answers. A list is one authority's, never a mixture.
+pub struct FirstOf(pub Vec<Arc<dyn Attachments>>);
+
+#[async_trait]
+impl Attachments for FirstOf {
+    async fn of_node(&self, node: &str) -> Outcome<Vec<Attachment>> {
+        let mut last = Fault::unavailable("nobody can be asked what is attached to this node");
+        for authority in &self.0 {
+            match tokio::time::timeout(AUTHORITY_PATIENCE, authority.of_node(node)).await {
+                Ok(Ok(all)) => return Ok(all),
+                Ok(Err(fault)) => last = fault,
+                Err(_) => last = Fault::unavailable("whoever knows what is attached to this node does not answer"),
+            }
+        }
+        Err(last)
     }
 }
 
@@ -226,5 +248,40 @@ mod tests {
         assert_eq!(a.staging.map(|m| &m.point), Some(&stage));
         assert_eq!(a.targets.keys().collect::<Vec<_>>(), [&target]);
         assert!(all["vol-a/x/y"].1.targets.is_empty());
+    }
+
+    struct Answers(Option<Outcome<Vec<Attachment>>>);
+
+    #[async_trait]
+    impl Attachments for Answers {
+        async fn of_node(&self, _: &str) -> Outcome<Vec<Attachment>> {
+            match &self.0 {
+                Some(answer) => answer.clone(),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_authority_that_answers_is_believed() {
+        let attachment = |name: &str| Attachment {
+            name: name.into(),
+            part: String::new(),
+            mode: AccessMode::MultiNodeMultiWriter,
+            writer: true,
+            generation: 1,
+        };
+        let known = |name: &str| Some(Ok(vec![attachment(name)]));
+        let ask = async |answers: Vec<Option<Outcome<Vec<Attachment>>>>| {
+            let all = answers.into_iter().map(|a| Arc::new(Answers(a)) as Arc<dyn Attachments>);
+            FirstOf(all.collect()).of_node("n").await
+        };
+        let refused = || Some(Err(Fault::unavailable("no")));
+        assert_eq!(ask(vec![known("a"), known("b")]).await.unwrap(), [attachment("a")]);
+        assert_eq!(ask(vec![Some(Ok(vec![])), known("b")]).await.unwrap(), []);
+        assert_eq!(ask(vec![refused(), known("b")]).await.unwrap(), [attachment("b")]);
+        assert_eq!(ask(vec![None, known("b")]).await.unwrap(), [attachment("b")]);
+        assert!(ask(vec![refused(), None]).await.is_err());
+        assert!(ask(vec![]).await.is_err());
     }
 }

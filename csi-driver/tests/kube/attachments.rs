@@ -1,7 +1,11 @@
 //! What is attached to a node.
 
 use crate::double::{Double, Fault, Served};
-use fusefs_csi_driver::kube::{ApiError, Attachments};
+use fusefs_csi_driver::{
+    kube::{ApiError, Attachments},
+    node::found,
+};
+use fusefs_types::cluster::AccessMode;
 use serde_json::json;
 use std::time::Duration;
 
@@ -9,7 +13,7 @@ fn attach(served: &Served, name: &str, attacher: &str, node: &str, volume: &str,
     let object = json!({
         "apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment", "metadata": { "name": name },
         "spec": { "attacher": attacher, "nodeName": node, "source": { "persistentVolumeName": volume } },
-        "status": { "attached": attached, "attachmentMetadata": { "fusefs.io/attach": "7" } },
+        "status": { "attached": attached, "attachmentMetadata": { "fusefs.io/attach": "7", "fusefs.io/access": "rw" } },
     });
     served.put("volumeattachments", "", object);
 }
@@ -47,10 +51,20 @@ async fn attached_volumes_of_a_node() {
     assert_eq!((&all[1].access_modes[0], &all[1].mount_options[0]), (&"ReadWriteMany".into(), &"noatime".into()));
     assert_eq!(attachments.volumes_of_node("node-a").await.expect("listed"), ["vol-1"]);
     assert_eq!(attachments.volumes_of_node("node-c").await.expect("listed"), [""; 0]);
+    // What recovery makes of it: rights that are given and not being withdrawn.
+    let right = found::Attachment {
+        name: "vol-1".into(),
+        part: String::new(),
+        mode: AccessMode::MultiNodeMultiWriter,
+        writer: true,
+        generation: 7,
+    };
+    assert_eq!(found::Attachments::of_node(&attachments, "node-a").await.expect("listed"), [right]);
 
     // A part is never taken for the whole.
     served.faults(|_, path, _| if path.ends_with("pv-1") { Fault::Cut } else { Fault::None });
     assert!(matches!(attachments.of_node("node-a").await, Err(ApiError::Unavailable(_))));
+    assert!(found::Attachments::of_node(&attachments, "node-a").await.is_err());
     served.faults(|_, path, _| if path.ends_with("attachments") { Fault::Slow(5000) } else { Fault::None });
     assert!(matches!(attachments.of_node("node-a").await, Err(ApiError::Unavailable(_))));
 }

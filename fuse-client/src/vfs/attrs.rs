@@ -113,8 +113,8 @@ impl Vfs {
         self.gate().await?;
         let usage = self.meta.usage().await?;
         let or = |n: u64, unlimited: u64| if n == 0 { unlimited } else { n };
-        let bytes = or(self.settings.capacity.0, UNLIMITED_BYTES);
-        let inodes = or(self.settings.capacity.1, UNLIMITED_INODES);
+        let (bytes, inodes) = self.meta.limits();
+        let (bytes, inodes) = (or(bytes, UNLIMITED_BYTES), or(inodes, UNLIMITED_INODES));
         Ok(FsStat {
             bytes,
             bytes_free: bytes

@@ -67,8 +67,6 @@ pub struct Settings {
     pub inodes: usize,
     /// Names cached at most.
     pub dentries: usize,
-    /// Capacity shown by statfs in bytes and inodes, 0 = unlimited.
-    pub capacity: (u64, u64),
     /// Past the lease, operations fail with EIO after this long; None waits until the lease is renewed.
     pub soft: Option<Duration>,
     /// Refuse every change.
@@ -89,7 +87,6 @@ impl Settings {
             negative_validity: second,
             inodes: CACHE_ENTRIES,
             dentries: CACHE_ENTRIES,
-            capacity: (0, 0),
             soft: None,
             read_only: false,
             resumed: false,

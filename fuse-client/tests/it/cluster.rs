@@ -330,6 +330,9 @@ impl Meta for FakeMeta {
         self.count("statfs");
         Ok(self.cluster.usage())
     }
+    fn limits(&self) -> (u64, u64) {
+        (0, 0)
+    }
     fn leased(&self) -> bool {
         self.leased.load(Ordering::SeqCst)
     }

@@ -73,6 +73,8 @@ pub(crate) struct Inner {
     io_timeout: Option<Duration>,
     counters: Arc<Counters>,
     grant: SessionGrant,
+    /// The volume's bytes and inodes, 0 = unlimited, as last heard.
+    pub limits: Mutex<(u64, u64)>,
     mount: MountId,
     internal: AtomicU64,
     journal: AtomicU64,
@@ -164,6 +166,7 @@ impl MetaClient {
             journal: AtomicU64::new((u64::from(grant.token.incarnation.0) << 32) | 1),
             refreshing: tokio::sync::Mutex::new(()),
             map_wanted: Notify::new(),
+            limits: Mutex::new((grant.volume.capacity, grant.volume.inodes)),
             grant,
         });
         inner.put_map(inner.grant.map.clone());
@@ -175,6 +178,10 @@ impl MetaClient {
     /// What the master granted: volume, store, credentials, root, credit.
     pub fn grant(&self) -> &SessionGrant {
         &self.inner.grant
+    }
+    /// The volume's bytes and inodes, 0 = unlimited; an expansion shows with the next renewal of the lease.
+    pub fn limits(&self) -> (u64, u64) {
+        *self.inner.limits.lock()
     }
     /// RPCs sent so far.
     pub fn counters(&self) -> &Counters {

@@ -79,10 +79,13 @@ pub(crate) async fn keep(inner: Arc<Inner>, lease_ms: u64) {
         let _ = tokio::time::timeout(third, inner.lease.renew.notified()).await;
         let (asked, who) = (inner.lease.now_ns(), inner.identity.who());
         match inner.master.call_within(MasterCall::RenewSession(who.session, who.token), third).await {
-            Ok(MasterReply::Lease(ms, generation)) => {
-                inner.lease.extend(asked, ms);
-                third = Duration::from_millis(ms / 3).max(Duration::from_millis(1));
-                inner.newer_map(generation);
+            Ok(MasterReply::Lease(lease)) => {
+                inner.lease.extend(asked, lease.ms);
+                third = Duration::from_millis(lease.ms / 3).max(Duration::from_millis(1));
+                inner.newer_map(lease.map_generation);
+                if let Some(limits) = lease.limits {
+                    *inner.limits.lock() = limits;
+                }
             }
             Ok(_) => tracing::warn!("a master answered a renewal with something else"),
             Err(e) if matches!(e.error, FsError::Stale | FsError::Fenced | FsError::NotFound) => {

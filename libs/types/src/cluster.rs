@@ -151,6 +151,17 @@ pub struct VolumeRecord {
     pub usage: PartitionUsage,
 }
 
+/// A renewed lease, and what the holder should know of its volume by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseGrant {
+    /// Length in ms.
+    pub ms: u64,
+    /// Generation of the volume's map.
+    pub map_generation: u64,
+    /// The volume's bytes and inodes, 0 = unlimited; None from a master that does not say.
+    pub limits: Option<(u64, u64)>,
+}
+
 /// Parameters of create volume. The same name with the same parameters is the same request (idempotent); different
 /// parameters are Exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -398,8 +409,8 @@ pub enum MasterReply {
     Map(VolumeMap),
     /// OpenSession.
     Session(Box<SessionGrant>),
-    /// RenewSession: lease in ms and the volume's map generation.
-    Lease(u64, u64),
+    /// RenewSession.
+    Lease(LeaseGrant),
     /// AttachSession: highest token of the session.
     Attached(Token),
     /// SessionsOf, ListSessions.

@@ -6,7 +6,7 @@ use fusefs_cluster_state::{Command, Outcome, command, record::Session};
 use fusefs_types::{
     FsError, Ino, PartitionId, SessionId, Token, VolumeId,
     auth::MountClaim,
-    cluster::{MasterReply, Publication, SessionGrant, SessionRequest, SessionStatus},
+    cluster::{LeaseGrant, MasterReply, Publication, SessionGrant, SessionRequest, SessionStatus},
     ops::Envelope,
 };
 
@@ -100,16 +100,18 @@ impl Core {
         self.barrier().await?;
         let found = self.view(|s| {
             let x = s.session(session).filter(|x| x.ending.is_none())?;
-            Some((x.token, s.volume(x.volume).map_or(0, |v| v.generation)))
+            let volume = s.volume(x.volume);
+            let (map_generation, limits) = (volume.map_or(0, |v| v.generation), volume.map(|v| (v.capacity, v.inodes)));
+            Some((x.token, LeaseGrant { ms: self.settings.lease_ms, map_generation, limits }))
         });
-        let Some((highest, generation)) = found else {
+        let Some((highest, lease)) = found else {
             return halt(FsError::Stale, "the session was ended by the cluster; mount again");
         };
         if token < highest {
             return halt(FsError::Fenced, "a newer incarnation or attachment of this session exists");
         }
         self.memory.lock().renewed.insert(session, self.clock.boot_ns());
-        Ok(MasterReply::Lease(self.settings.lease_ms, generation))
+        Ok(MasterReply::Lease(lease))
     }
 
     pub(super) async fn attach_session(&self, s: SessionId, p: PartitionId, token: Token) -> Step<MasterReply> {

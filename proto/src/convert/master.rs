@@ -15,7 +15,7 @@ use crate::master::v1::{
 use fusefs_types::{
     FsError, FsResult, PartitionId, VolumeId,
     auth::TOKEN_BYTES_MAX,
-    cluster::{MasterCall, MasterRefusal, MasterReply, VolumeMap},
+    cluster::{LeaseGrant, MasterCall, MasterRefusal, MasterReply, VolumeMap},
     ops::Envelope,
 };
 
@@ -144,9 +144,11 @@ fn reply_to_wire(reply: &MasterReply) -> Reply {
         MasterReply::Volumes(v) => Reply::Volumes(pb::Volumes { volumes: v.iter().map(volume_record).collect() }),
         MasterReply::Map(m) => Reply::Map(volume_map(m)),
         MasterReply::Session(g) => Reply::Session(session_grant(g)),
-        MasterReply::Lease(lease_ms, map_generation) => {
-            Reply::Lease(pb::Lease { lease_ms: *lease_ms, map_generation: *map_generation })
-        }
+        MasterReply::Lease(l) => Reply::Lease(pb::Lease {
+            lease_ms: l.ms,
+            map_generation: l.map_generation,
+            limits: l.limits.map(|(capacity, inodes)| pb::VolumeLimits { capacity, inodes }),
+        }),
         MasterReply::Attached(t) => {
             Reply::Attached(crate::common::v1::Token { attach: t.attach, incarnation: t.incarnation.0 })
         }
@@ -175,7 +177,11 @@ fn from_reply(reply: Reply) -> FsResult<MasterReply> {
         Reply::Volumes(v) => MasterReply::Volumes(list(v.volumes, LIST_MAX, from_volume_record)?),
         Reply::Map(m) => MasterReply::Map(from_volume_map(m)?),
         Reply::Session(g) => MasterReply::Session(Box::new(from_session_grant(g)?)),
-        Reply::Lease(l) => MasterReply::Lease(l.lease_ms, l.map_generation),
+        Reply::Lease(l) => MasterReply::Lease(LeaseGrant {
+            ms: l.lease_ms,
+            map_generation: l.map_generation,
+            limits: l.limits.map(|l| (l.capacity, l.inodes)),
+        }),
         Reply::Attached(t) => MasterReply::Attached(from_token(Some(t))),
         Reply::Sessions(s) => MasterReply::Sessions(list(s.sessions, LIST_MAX, from_session_status)?),
         Reply::StoreAccess(a) => {

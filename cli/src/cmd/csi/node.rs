@@ -1,12 +1,20 @@
 //! The node half of `fusefs csi`: arguments, and what runs beside the service.
 
-use super::super::pods::{Maker, Tokens};
+use super::{
+    super::pods::{Maker, Tokens},
+    pods::Orchestrator,
+};
 use crate::args::ClusterArgs;
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use fusefs_csi_driver::{
     Cluster, Masters,
-    node::{Node, NodeService, NodeSettings, announce::keep_announced, engine::Events, helper::Helpers},
+    node::{
+        Node, NodeService, NodeSettings,
+        announce::keep_announced,
+        found::{Attachments, FirstOf},
+        helper::Helpers,
+    },
     runtime::{
         MountTokens, ProcessRuntime, ProcessSettings, Runtime,
         hosts::HostDirs,
@@ -176,18 +184,21 @@ pub fn start(
     a: &NodeArgs,
     cluster: &ClusterArgs,
     masters: Arc<dyn Cluster>,
-    (events, finder): (Arc<dyn Events>, Option<Arc<dyn HostFinder>>),
+    orchestrator: Orchestrator,
     work: &mut JoinSet<()>,
 ) -> Result<NodeService> {
     let name = a.name()?;
     let helpers = Helpers::own().context("finding this program")?;
     let masters = Masters::new(masters);
-    let runtime = a.runtime(cluster, MountTokens::new(masters.clone(), name.clone()), finder)?;
-    let node = Node::open(a.settings(&name), runtime, helpers, events)
+    let runtime = a.runtime(cluster, MountTokens::new(masters.clone(), name.clone()), orchestrator.finder)?;
+    let node = Node::open(a.settings(&name), runtime, helpers, orchestrator.events)
         .with_context(|| format!("records in {}", a.state_dir.display()))?;
     let (known, announced) = watch::channel(false);
     work.spawn(keep_announced(masters.clone(), name, known));
-    work.spawn(node.clone().keep_reconciled(Arc::new(masters), Duration::from_secs(a.repair_interval)));
+    let mut attachments: Vec<Arc<dyn Attachments>> = vec![Arc::new(masters)];
+    attachments.extend(orchestrator.attachments);
+    let attachments = Arc::new(FirstOf(attachments));
+    work.spawn(node.clone().keep_reconciled(attachments, Duration::from_secs(a.repair_interval)));
     Ok(NodeService::new(node).announced(announced))
 }
 

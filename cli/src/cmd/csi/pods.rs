@@ -9,10 +9,13 @@ use anyhow::{Context, Result};
 use fusefs_csi_driver::{
     Cluster, Controller, Masters,
     kube::{
-        FusePods, KubeEvents, KubePodFinder, KubePods, PodSettings, cache::Pace, connect, events::EventLimits,
-        reconcile::Rhythm,
+        Attachments, FusePods, KubeEvents, KubePodFinder, KubePods, PodSettings, cache::Pace, connect,
+        events::EventLimits, reconcile::Rhythm,
     },
-    node::engine::{Events, LogEvents},
+    node::{
+        engine::{Events, LogEvents},
+        found,
+    },
     runtime::pod::HostFinder,
 };
 use std::sync::Arc;
@@ -51,21 +54,31 @@ pub async fn attend(controller: Controller, a: &CsiArgs, masters: Arc<dyn Cluste
     Ok(controller.with_pods(Arc::new(maker)))
 }
 
-/// For the node: where its events go (in a pod to the API server and the log, elsewhere to the log), and with
-/// `--runtime pod` who knows the fuse pods.
-pub async fn of_node(a: &CsiArgs) -> Result<(Arc<dyn Events>, Option<Arc<dyn HostFinder>>)> {
+/// What the node's half has from Kubernetes.
+pub struct Orchestrator {
+    /// Where events go: in a pod to the API server and the log, elsewhere to the log.
+    pub events: Arc<dyn Events>,
+    /// With `--runtime pod`: who knows the fuse pods.
+    pub finder: Option<Arc<dyn HostFinder>>,
+    /// Who knows what is attached, when the masters do not answer.
+    pub attachments: Option<Arc<dyn found::Attachments>>,
+}
+
+/// What there is for this node.
+pub async fn of_node(a: &CsiArgs) -> Result<Orchestrator> {
     let pods = a.node.runtime == RuntimeArg::Pod;
     if !pods && std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() {
-        return Ok((Arc::new(LogEvents), None));
+        return Ok(Orchestrator { events: Arc::new(LogEvents), finder: None, attachments: None });
     }
     let client = connect().await.context(NO_SERVER)?;
     let name = a.node.name()?;
     let events = KubeEvents::start(client.clone(), name.as_str(), components().clock, EventLimits::default());
-    if !pods {
-        return Ok((Arc::new(events), None));
+    let attachments: Arc<dyn found::Attachments> = Arc::new(Attachments::new(client.clone()));
+    let mut orchestrator = Orchestrator { events: Arc::new(events), finder: None, attachments: Some(attachments) };
+    if pods {
+        let namespace = a.pods.fuse_namespace.as_deref().context("--runtime pod needs --fuse-namespace")?;
+        let pods = KubePods::new(client, namespace).of_node(name.as_str());
+        orchestrator.finder = Some(Arc::new(KubePodFinder::start(Arc::new(pods), name.as_str(), Pace::default())));
     }
-    let namespace = a.pods.fuse_namespace.as_deref().context("--runtime pod needs --fuse-namespace")?;
-    let pods = KubePods::new(client, namespace).of_node(name.as_str());
-    let finder: Arc<dyn HostFinder> = Arc::new(KubePodFinder::start(Arc::new(pods), name.as_str(), Pace::default()));
-    Ok((Arc::new(events), Some(finder)))
+    Ok(orchestrator)
 }

@@ -48,6 +48,8 @@ pub struct State {
     pub script: BTreeMap<String, VecDeque<Act>>,
     pub renewals_fail: Option<FsError>,
     pub renewals: u32,
+    /// What a renewal says of the volume's size.
+    pub limits: Option<(u64, u64)>,
     pub master_calls: Vec<String>,
     /// Everything that reached a metanode: (address, envelope, name).
     pub seen: Vec<(String, Envelope, &'static str)>,
@@ -257,7 +259,11 @@ impl Transport for Fake {
                     s.renewals += 1;
                     match s.renewals_fail {
                         Some(error) => refuse(error),
-                        None => Ok(MasterReply::Lease(20_000, s.map.generation)),
+                        None => Ok(MasterReply::Lease(LeaseGrant {
+                            ms: 20_000,
+                            map_generation: s.map.generation,
+                            limits: s.limits,
+                        })),
                     }
                 }
                 MasterCall::GetMap(_) => Ok(MasterReply::Map(s.map.clone())),

@@ -240,6 +240,14 @@ async fn the_lease_is_kept_lost_and_won_back() {
     let renewals = fake.with(|s| s.renewals);
     assert!((17..=19).contains(&renewals), "{renewals} renewals in 120 s");
 
+    // An expansion shows with the next renewal; a master that says nothing of it changes nothing.
+    assert_eq!(client.limits(), (client.grant().volume.capacity, client.grant().volume.inodes));
+    for (said, shown) in [(Some((7, 9)), (7, 9)), (None, (7, 9)), (Some((0, 0)), (0, 0))] {
+        fake.with(|s| s.limits = said);
+        advance(Duration::from_secs(7)).await;
+        assert_eq!(client.limits(), shown);
+    }
+
     fake.with(|s| s.master_leader = None);
     advance(Duration::from_secs(21)).await;
     assert!(!client.lease_valid());
