@@ -120,6 +120,48 @@ fn open_after_close_shows_the_new_data_and_names_age_within_their_validity() -> 
 }
 
 #[test]
+fn a_full_volume_refuses_writes_until_it_is_expanded() -> Result<()> {
+    const SIZE: u64 = 16 << 20;
+    let mut stack = Stack::start(ONE)?;
+    stack.fusefs(&["volume", "create", "small", "--capacity", &SIZE.to_string()])?;
+    let at = stack.mount("small", &[])?;
+    let at = stack.at(at);
+    let size = || -> Result<u64> {
+        let s = nix::sys::statvfs::statvfs(at)?;
+        Ok(s.blocks() * s.fragment_size())
+    };
+    ensure!(size()? == SIZE, "df shows {}", size()?);
+    let text = |n: usize| vec![n as u8; 1 << 20];
+    let write = |n: usize| -> std::io::Result<()> {
+        let mut file = fs::File::create(at.join(n.to_string()))?;
+        file.write_all(&text(n))?;
+        file.sync_all()
+    };
+    let full = |e: &std::io::Error| e.raw_os_error() == Some(nix::libc::ENOSPC);
+    let mut whole = 0;
+    eventually(Duration::from_secs(60), || match write(whole) {
+        Ok(()) => {
+            whole += 1;
+            Ok(false)
+        }
+        Err(e) if full(&e) => Ok(true),
+        Err(e) => Err(e.into()),
+    })?;
+    println!("{whole} MiB of 16 were taken");
+    ensure!(whole as u64 >= SIZE >> 20, "refused too early, after {whole} MiB");
+    for n in 0..whole {
+        ensure!(fs::read(at.join(n.to_string()))? == text(n), "file {n} was acknowledged");
+    }
+    stack.fusefs(&["volume", "expand", "small", "1GiB"])?;
+    eventually(Duration::from_secs(30), || match write(whole) {
+        Err(e) if full(&e) => Ok(false),
+        other => Ok(other.map(|()| true)?),
+    })?;
+    ensure!(size()? == 1 << 30, "df shows {} after the expansion", size()?);
+    Ok(())
+}
+
+#[test]
 fn appends_of_two_clients_never_overwrite_each_other() -> Result<()> {
     let stack = stack("append", 2, &[])?;
     const LINES: usize = 200;

@@ -15,7 +15,7 @@ use fusefs_data_path::{
 use fusefs_meta_client::{Components, MetaClient, Settings as MetaSettings};
 use fusefs_types::{
     Clock, FsError, FsResult, Ino, SessionId, Token,
-    cluster::{MasterRefusal, SessionRequest},
+    cluster::{MasterRefusal, SessionRequest, VolumeSpace},
     ids::{Incarnation, MountId, OpId},
     ops::{PartitionUsage, Read, ReadReply, Write, WriteReply},
 };
@@ -112,8 +112,11 @@ impl Meta for Remote {
     async fn usage(&self) -> FsResult<PartitionUsage> {
         self.0.statfs().await
     }
-    fn limits(&self) -> (u64, u64) {
-        self.0.limits()
+    fn space(&self) -> VolumeSpace {
+        self.0.space()
+    }
+    fn recount(&self) -> bool {
+        self.0.recount()
     }
     fn leased(&self) -> bool {
         self.0.lease_valid()

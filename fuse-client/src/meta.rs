@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use fusefs_types::{
     FsResult,
+    cluster::VolumeSpace,
     ids::OpId,
     ops::{PartitionUsage, Read, ReadReply, Write, WriteReply},
 };
@@ -31,8 +32,10 @@ pub trait Meta: Send + Sync + 'static {
     async fn read(&self, read: Read) -> FsResult<ReadReply>;
     /// Counters summed over all partitions.
     async fn usage(&self) -> FsResult<PartitionUsage>;
-    /// Bytes and inodes that the volume may have, 0 = unlimited, as last heard; no RPC.
-    fn limits(&self) -> (u64, u64);
+    /// The volume's space as last heard; no RPC.
+    fn space(&self) -> VolumeSpace;
+    /// Asks for it ahead of time, in the background; false when that was done a moment ago.
+    fn recount(&self) -> bool;
     /// Whether the session's lease is valid now, by CLOCK_BOOTTIME (PROTOCOL 13).
     fn leased(&self) -> bool;
     /// Waits until the lease is valid again. [`fusefs_types::FsError::Stale`] when the session has ended.

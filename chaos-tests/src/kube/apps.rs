@@ -151,7 +151,10 @@ impl<'a> App<'a> {
         let mut said = Said { loops: loops(&now), restarted: lives > 0, ..Said::default() };
         said.errors = lines.iter().filter(|l| l.starts_with("ERROR")).cloned().collect();
         let silent = lives.saturating_sub(said.errors.len() as u64);
-        said.errors.extend((0..silent).map(|_| "ERROR the container ended without a word".to_owned()));
+        // kubelet may have removed the log; the next container has the last words.
+        let words =
+            lines.iter().find_map(|l| l.strip_prefix("BEFORE ")).unwrap_or("ERROR the container ended without a word");
+        said.errors.extend((0..silent).map(|_| words.to_owned()));
         for line in lines.iter().filter(|l| l.starts_with("LOOP") || l.starts_with("END")) {
             let took = Duration::from_micros(number(line, "max"));
             if took > said.longest.0 {

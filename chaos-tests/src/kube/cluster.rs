@@ -39,6 +39,10 @@ pub struct Settings {
     pub full: bool,
     /// Leave the release.
     pub keep: bool,
+    /// Only faults with this in their names.
+    pub only: Option<String>,
+    /// How often each server is deleted.
+    pub rounds: usize,
 }
 
 fn var(name: &str) -> Option<String> {
@@ -68,6 +72,8 @@ impl Settings {
             runtime: var("FUSEFS_KUBE_RUNTIME").unwrap_or_else(|| "pod".into()),
             full: var("FUSEFS_KUBE_FULL").is_some(),
             keep: var("FUSEFS_KUBE_KEEP").is_some(),
+            only: var("FUSEFS_KUBE_ONLY"),
+            rounds: var("FUSEFS_KUBE_ROUNDS").and_then(|n| n.parse().ok()).unwrap_or(1),
         })
     }
 }

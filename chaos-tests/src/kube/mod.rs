@@ -13,6 +13,8 @@
 //! | `FUSEFS_KUBE_NODE_REBOOT` | command that cuts a node's power and starts it again; `{node}` is its name |
 //! | `FUSEFS_KUBE_RUNTIME` | `pod` (default) or `mountd` |
 //! | `FUSEFS_KUBE_FULL=1`, `FUSEFS_KUBE_KEEP=1` | everything instead of the smoke; leave the release for the next run |
+//! | `FUSEFS_KUBE_ONLY` | only faults with this in their names, such as `deletion of metanode` |
+//! | `FUSEFS_KUBE_ROUNDS` | how often each server is deleted; default 1 |
 
 // Another program's cluster: real time, and nothing but polling tells when it got there.
 #![allow(clippy::disallowed_methods)]

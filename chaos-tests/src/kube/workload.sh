@@ -11,7 +11,7 @@ op() { # op NAME COMMAND ...
   b=$EPOCHREALTIME; d=$((${b/./} - ${a/./}))
   if ((d > max)); then max=$d maxop=$name; fi
   ((rc == 0)) && return
-  echo "ERROR $name n=$n after ${d}us: $(tr '\n' ' ' <$E)"; counters END; exit 1
+  echo "ERROR $name n=$n after ${d}us: $(tr '\n' ' ' <$E)" | tee $S/error; counters END; exit 1
 }
 line() { printf '%d %s\n' "$n" $PAD; }
 append() { line >>"$1"; }
@@ -45,6 +45,7 @@ exclusive() { # of all pods one at a time creates the file
   locks=$((locks + 1)); rm /data/exclusive
 }
 trap 'counters END; exit 0' TERM
+if [ -e $S/error ]; then echo "BEFORE $(cat $S/error)"; rm $S/error; fi
 op mkdir mkdir -p "$D"
 gen=0
 while [ -e $S/synced.$gen ]; do

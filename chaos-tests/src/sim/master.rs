@@ -92,7 +92,7 @@ impl Master {
             }
             MasterCall::RenewSession(session, _) => match lock(&self.0).sessions.get(session) {
                 Some(Some(_)) => {
-                    Ok(MasterReply::Lease(LeaseGrant { ms: limits::LEASE_MS, map_generation: 1, limits: None }))
+                    Ok(MasterReply::Lease(LeaseGrant { ms: limits::LEASE_MS, map_generation: 1, space: None }))
                 }
                 _ => Err(refuse(FsError::Stale, "the session ended")),
             },

@@ -105,6 +105,11 @@ impl<'a> Run<'a> {
         println!("[{:6.1} s] {what}", self.began.elapsed().as_secs_f64());
     }
 
+    /// Whether the filter lets a fault pass.
+    pub fn wanted(&self, fault: &str) -> bool {
+        self.cluster.settings.only.as_ref().is_none_or(|only| fault.contains(only.as_str()))
+    }
+
     /// The parts that hold mounts on a node.
     pub fn holders(&self) -> Vec<Part> {
         if self.cluster.settings.runtime == "pod" {
@@ -142,6 +147,9 @@ impl<'a> Run<'a> {
     pub fn kill(&mut self, node: &str, parts: &[Part], apps: &[&App<'a>]) -> Result<()> {
         let names: Vec<&str> = parts.iter().map(|p| p.describe()).collect();
         let fault = format!("SIGKILL {}", names.join(" + "));
+        if !self.wanted(&fault) {
+            return Ok(());
+        }
         self.step(&fault);
         let marks = self.marks(apps)?;
         let killed = self.agent.kill(node, parts)?;
@@ -157,6 +165,9 @@ impl<'a> Run<'a> {
         apps: &[&App<'a>],
         act: impl FnOnce(&mut Run<'a>) -> Result<String>,
     ) -> Result<()> {
+        if !self.wanted(fault) {
+            return Ok(());
+        }
         self.step(fault);
         let marks = self.marks(apps)?;
         let began = Instant::now();
@@ -174,6 +185,9 @@ impl<'a> Run<'a> {
 
     /// Every holder of a node at once: mounts are lost, applications see errors, and all works again unattended.
     pub fn total_loss(&mut self, lost: &App<'a>, others: &[&App<'a>]) -> Result<()> {
+        if !self.wanted("total loss") {
+            return Ok(());
+        }
         self.step("total loss");
         let holders = self.holders();
         let marks = self.marks(others)?;

@@ -2,7 +2,7 @@
 
 use super::{Change, Entry, FsStat, Request, Vfs, left, unexpected};
 use fusefs_types::{
-    Attr, FileKind, FsError, FsResult, Ino, limits,
+    Attr, FileKind, FsError, FsResult, Ino,
     ops::{Read, ReadReply, SetAttr, Write, WriteReply},
 };
 use std::time::Duration;
@@ -113,12 +113,11 @@ impl Vfs {
         self.gate().await?;
         let usage = self.meta.usage().await?;
         let or = |n: u64, unlimited: u64| if n == 0 { unlimited } else { n };
-        let (bytes, inodes) = self.meta.limits();
-        let (bytes, inodes) = (or(bytes, UNLIMITED_BYTES), or(inodes, UNLIMITED_INODES));
+        let space = self.meta.space();
+        let (bytes, inodes) = (or(space.capacity, UNLIMITED_BYTES), or(space.inodes, UNLIMITED_INODES));
         Ok(FsStat {
             bytes,
-            bytes_free: bytes
-                .saturating_sub(usage.bytes.saturating_add(usage.inline_bytes.min(limits::INLINE_BUDGET_BYTES))),
+            bytes_free: bytes.saturating_sub(usage.space()),
             inodes,
             inodes_free: inodes.saturating_sub(usage.inodes),
         })

@@ -15,6 +15,7 @@ mod handle_file;
 mod icache;
 mod locks;
 mod names;
+mod quota;
 pub mod request;
 mod sink;
 mod space;
@@ -23,6 +24,7 @@ mod xattrs;
 pub use dcache::DENTRY_COST;
 pub use icache::INODE_COST;
 pub use locks::{FileLock, KernelCaches};
+use quota::Quota;
 pub use request::{Change, DirItem, Entry, FsStat, Interrupt, LockFlags, Lookup, Opened, Request};
 use sink::Sink;
 pub use space::{KEEP_SIZE, PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, ZERO_RANGE};
@@ -183,7 +185,8 @@ impl Vfs {
         let inodes = Arc::new(InodeCache::new(settings.inodes));
         let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
         let close_timeout = data_settings.close_timeout;
-        let data = DataPath::new(store, sink, clock.clone(), session, incarnation, data_settings);
+        let (owner, quota) = ((session, incarnation), Arc::new(Quota::new(meta.clone())));
+        let data = DataPath::with_credits(store, sink, clock.clone(), owner, data_settings, quota);
         Self::over(settings, meta, data, clock, (inodes, open), (session, close_timeout))
     }
 
@@ -202,8 +205,8 @@ impl Vfs {
     ) -> Result<Vfs, JournalError> {
         let inodes = Arc::new(InodeCache::new(settings.inodes));
         let sink = Arc::new(Sink::new(&settings, meta.clone(), inodes.clone(), clock.clone()));
-        let close_timeout = data_settings.close_timeout;
-        let data = DataPath::with_journal(store, sink, clock.clone(), owner, data_settings, journal)?;
+        let (close_timeout, quota) = (data_settings.close_timeout, Arc::new(Quota::new(meta.clone())));
+        let data = DataPath::with_journal(store, sink, clock.clone(), owner, data_settings, quota, journal)?;
         Ok(Self::over(settings, meta, data, clock, (inodes, open), (owner.0, close_timeout)))
     }
 

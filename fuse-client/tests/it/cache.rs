@@ -4,7 +4,7 @@ use crate::cluster::Cluster;
 use bytes::Bytes;
 use fusefs_data_path::ObjectStore;
 use fusefs_fuse_client::vfs::Change;
-use fusefs_types::{FsError, ops::RenameMode};
+use fusefs_types::{FsError, cluster::VolumeSpace, ops::RenameMode};
 use std::time::Duration;
 
 #[tokio::test]
@@ -238,4 +238,28 @@ async fn a_complete_listing_voids_what_was_believed_before() {
     b.meta.take_counts();
     assert!(b.look(dir, "x").await.unwrap().is_none(), "the listing did not have it");
     assert_eq!(b.rpcs(), 0);
+}
+
+#[tokio::test]
+async fn a_full_volume_refuses_writes_and_asks_for_the_count() {
+    let a = Cluster::new().client();
+    let (attr, fh) = a.create("f").await.unwrap();
+    let write = |len: usize| {
+        let a = &a;
+        async move { a.pwrite(attr.ino, fh, 0, &vec![1; len], 0).await }
+    };
+    let recounts = || a.meta.take_counts().get("recount").copied().unwrap_or(0);
+    let space = |capacity, used| *a.meta.space.lock() = VolumeSpace { capacity, inodes: 0, used };
+    write(9).await.unwrap();
+    assert_eq!(recounts(), 0, "unlimited");
+    space(100, 40);
+    write(50).await.unwrap();
+    assert_eq!(recounts(), 0, "far from the end");
+    write(50).await.unwrap();
+    assert_eq!(recounts(), 1, "near the end, as far as one can know here");
+    space(100, 100);
+    assert_eq!(write(1).await, Err(FsError::NoSpace));
+    assert_eq!(recounts(), 1);
+    space(200, 100);
+    write(1).await.unwrap();
 }

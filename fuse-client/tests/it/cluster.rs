@@ -9,6 +9,7 @@ use fusefs_fuse_client::{Settings, Vfs};
 use fusefs_meta_state::{LogPos, Outcome, Partition, PartitionConfig, record::BlobKey, txn::Work};
 use fusefs_types::{
     Clock, FsError, FsResult, Hlc, Ino, KeyRange, PartitionId, SessionId, Source, Token, VolumeId,
+    cluster::VolumeSpace,
     ids::{Incarnation, MountId, OpId, Origin},
     ops::*,
     txn::Internal,
@@ -106,6 +107,7 @@ impl Cluster {
             token,
             counts: Mutex::default(),
             leased: AtomicBool::new(true),
+            space: Mutex::default(),
             renewed: tokio::sync::Notify::new(),
             internal: AtomicU64::new((u64::from(incarnation.0) << 32) | 1),
             cut: AtomicBool::new(false),
@@ -220,6 +222,7 @@ pub struct FakeMeta {
     token: Token,
     counts: Mutex<BTreeMap<&'static str, u64>>,
     leased: AtomicBool,
+    pub space: Mutex<VolumeSpace>,
     renewed: tokio::sync::Notify,
     internal: AtomicU64,
     cut: AtomicBool,
@@ -330,8 +333,12 @@ impl Meta for FakeMeta {
         self.count("statfs");
         Ok(self.cluster.usage())
     }
-    fn limits(&self) -> (u64, u64) {
-        (0, 0)
+    fn space(&self) -> VolumeSpace {
+        *self.space.lock()
+    }
+    fn recount(&self) -> bool {
+        self.count("recount");
+        true
     }
     fn leased(&self) -> bool {
         self.leased.load(Ordering::SeqCst)

@@ -96,10 +96,11 @@ impl DataPath {
         clock: Arc<dyn Clock>,
         (session, incarnation): (SessionId, Incarnation),
         settings: Settings,
+        credits: Arc<dyn Credits>,
         journal: JournalSettings,
     ) -> Result<Arc<DataPath>, JournalError> {
         let reader = Reader::new(store.clone(), sink.clone(), settings.clone());
-        let (listener, credits, journal) = (reader.clone(), Arc::new(Unlimited::default()), Some(journal));
+        let (listener, journal) = (reader.clone(), Some(journal));
         let parts = Parts { store, sink, clock, session, incarnation, credits, listener, settings, journal };
         Ok(Arc::new(DataPath { log: MemoryLog::new(parts)?, reader }))
     }

@@ -12,7 +12,9 @@ use crate::{
 };
 use fusefs_types::{
     Clock, FsError, FsResult, PartitionId, RangeKey, Rng,
-    cluster::{MasterCall, MasterRefusal, MasterReply, PartitionInfo, SessionGrant, SessionRequest, VolumeMap},
+    cluster::{
+        MasterCall, MasterRefusal, MasterReply, PartitionInfo, SessionGrant, SessionRequest, VolumeMap, VolumeSpace,
+    },
     ids::{AckRange, MountId, OpId, Origin},
     ops::{PartitionUsage, Read, ReadReply, Refusal, Reply, Write, WriteReply},
 };
@@ -33,6 +35,8 @@ use tokio::{
 
 /// Bit of a FUSE `unique` that marks a resent request.
 const RESEND_BIT: u64 = 1 << 63;
+/// A volume's space is asked for ahead of time at most this often.
+pub const RECOUNT_EVERY: Duration = Duration::from_millis(250);
 
 /// The outside world of a client.
 #[derive(Clone)]
@@ -73,8 +77,10 @@ pub(crate) struct Inner {
     io_timeout: Option<Duration>,
     counters: Arc<Counters>,
     grant: SessionGrant,
-    /// The volume's bytes and inodes, 0 = unlimited, as last heard.
-    pub limits: Mutex<(u64, u64)>,
+    /// The volume's space as last heard.
+    pub space: Mutex<VolumeSpace>,
+    /// When it was last asked for ahead of time, on CLOCK_BOOTTIME.
+    recounted_ns: AtomicU64,
     mount: MountId,
     internal: AtomicU64,
     journal: AtomicU64,
@@ -166,7 +172,8 @@ impl MetaClient {
             journal: AtomicU64::new((u64::from(grant.token.incarnation.0) << 32) | 1),
             refreshing: tokio::sync::Mutex::new(()),
             map_wanted: Notify::new(),
-            limits: Mutex::new((grant.volume.capacity, grant.volume.inodes)),
+            space: Mutex::new(grant.volume.space()),
+            recounted_ns: AtomicU64::new(0),
             grant,
         });
         inner.put_map(inner.grant.map.clone());
@@ -179,9 +186,20 @@ impl MetaClient {
     pub fn grant(&self) -> &SessionGrant {
         &self.inner.grant
     }
-    /// The volume's bytes and inodes, 0 = unlimited; an expansion shows with the next renewal of the lease.
-    pub fn limits(&self) -> (u64, u64) {
-        *self.inner.limits.lock()
+    /// The volume's space as of the last renewal of the lease; no RPC.
+    pub fn space(&self) -> VolumeSpace {
+        *self.inner.space.lock()
+    }
+    /// Renews the lease now to hear of the volume's space. False: it was asked a moment ago ([`RECOUNT_EVERY`]).
+    pub fn recount(&self) -> bool {
+        let (lease, last) = (&self.inner.lease, &self.inner.recounted_ns);
+        let (now, every) = (lease.now_ns(), RECOUNT_EVERY.as_nanos() as u64);
+        let ask = |last: u64| (last == 0 || now >= last.saturating_add(every)).then_some(now.max(1));
+        let asked = last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, ask).is_ok();
+        if asked {
+            lease.poke();
+        }
+        asked
     }
     /// RPCs sent so far.
     pub fn counters(&self) -> &Counters {

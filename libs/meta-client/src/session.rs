@@ -83,8 +83,8 @@ pub(crate) async fn keep(inner: Arc<Inner>, lease_ms: u64) {
                 inner.lease.extend(asked, lease.ms);
                 third = Duration::from_millis(lease.ms / 3).max(Duration::from_millis(1));
                 inner.newer_map(lease.map_generation);
-                if let Some(limits) = lease.limits {
-                    *inner.limits.lock() = limits;
+                if let Some(space) = lease.space {
+                    *inner.space.lock() = space;
                 }
             }
             Ok(_) => tracing::warn!("a master answered a renewal with something else"),

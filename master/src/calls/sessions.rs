@@ -101,8 +101,9 @@ impl Core {
         let found = self.view(|s| {
             let x = s.session(session).filter(|x| x.ending.is_none())?;
             let volume = s.volume(x.volume);
-            let (map_generation, limits) = (volume.map_or(0, |v| v.generation), volume.map(|v| (v.capacity, v.inodes)));
-            Some((x.token, LeaseGrant { ms: self.settings.lease_ms, map_generation, limits }))
+            let map_generation = volume.map_or(0, |v| v.generation);
+            let space = volume.map(|v| v.record(self.memory.lock().usage(&v.partitions)).space());
+            Some((x.token, LeaseGrant { ms: self.settings.lease_ms, map_generation, space }))
         });
         let Some((highest, lease)) = found else {
             return halt(FsError::Stale, "the session was ended by the cluster; mount again");

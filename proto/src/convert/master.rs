@@ -15,7 +15,7 @@ use crate::master::v1::{
 use fusefs_types::{
     FsError, FsResult, PartitionId, VolumeId,
     auth::TOKEN_BYTES_MAX,
-    cluster::{LeaseGrant, MasterCall, MasterRefusal, MasterReply, VolumeMap},
+    cluster::{LeaseGrant, MasterCall, MasterRefusal, MasterReply, VolumeMap, VolumeSpace},
     ops::Envelope,
 };
 
@@ -147,7 +147,7 @@ fn reply_to_wire(reply: &MasterReply) -> Reply {
         MasterReply::Lease(l) => Reply::Lease(pb::Lease {
             lease_ms: l.ms,
             map_generation: l.map_generation,
-            limits: l.limits.map(|(capacity, inodes)| pb::VolumeLimits { capacity, inodes }),
+            space: l.space.map(|s| pb::VolumeSpace { capacity: s.capacity, inodes: s.inodes, used: s.used }),
         }),
         MasterReply::Attached(t) => {
             Reply::Attached(crate::common::v1::Token { attach: t.attach, incarnation: t.incarnation.0 })
@@ -180,7 +180,7 @@ fn from_reply(reply: Reply) -> FsResult<MasterReply> {
         Reply::Lease(l) => MasterReply::Lease(LeaseGrant {
             ms: l.lease_ms,
             map_generation: l.map_generation,
-            limits: l.limits.map(|l| (l.capacity, l.inodes)),
+            space: l.space.map(|s| VolumeSpace { capacity: s.capacity, inodes: s.inodes, used: s.used }),
         }),
         Reply::Attached(t) => MasterReply::Attached(from_token(Some(t))),
         Reply::Sessions(s) => MasterReply::Sessions(list(s.sessions, LIST_MAX, from_session_status)?),

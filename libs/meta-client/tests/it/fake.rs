@@ -48,8 +48,8 @@ pub struct State {
     pub script: BTreeMap<String, VecDeque<Act>>,
     pub renewals_fail: Option<FsError>,
     pub renewals: u32,
-    /// What a renewal says of the volume's size.
-    pub limits: Option<(u64, u64)>,
+    /// What a renewal says of the volume's space.
+    pub space: Option<VolumeSpace>,
     pub master_calls: Vec<String>,
     /// Everything that reached a metanode: (address, envelope, name).
     pub seen: Vec<(String, Envelope, &'static str)>,
@@ -262,7 +262,7 @@ impl Transport for Fake {
                         None => Ok(MasterReply::Lease(LeaseGrant {
                             ms: 20_000,
                             map_generation: s.map.generation,
-                            limits: s.limits,
+                            space: s.space,
                         })),
                     }
                 }

@@ -7,7 +7,7 @@ use fake::*;
 use fusefs_meta_client::{Holders, MasterClient, MetaClient, Settings};
 use fusefs_types::{
     FsError, Ino, KeyRange, PartitionId,
-    cluster::MasterCall,
+    cluster::{MasterCall, VolumeSpace},
     ids::{OpId, Origin},
     ops::{PartitionUsage, Read, ReadReply, Refusal},
     stream::{ClientBody, ServerBody, ServerEvent},
@@ -240,13 +240,23 @@ async fn the_lease_is_kept_lost_and_won_back() {
     let renewals = fake.with(|s| s.renewals);
     assert!((17..=19).contains(&renewals), "{renewals} renewals in 120 s");
 
-    // An expansion shows with the next renewal; a master that says nothing of it changes nothing.
-    assert_eq!(client.limits(), (client.grant().volume.capacity, client.grant().volume.inodes));
-    for (said, shown) in [(Some((7, 9)), (7, 9)), (None, (7, 9)), (Some((0, 0)), (0, 0))] {
-        fake.with(|s| s.limits = said);
+    // The volume's space comes with each renewal; a master that says nothing of it changes nothing.
+    assert_eq!(client.space(), client.grant().volume.space());
+    let space = |capacity| VolumeSpace { capacity, inodes: 9, used: 3 };
+    for (said, shown) in [(Some(space(7)), space(7)), (None, space(7)), (Some(space(0)), space(0))] {
+        fake.with(|s| s.space = said);
         advance(Duration::from_secs(7)).await;
-        assert_eq!(client.limits(), shown);
+        assert_eq!(client.space(), shown);
     }
+    // Asked ahead of time, at most every so often.
+    let before = fake.with(|s| std::mem::replace(&mut s.renewals, 0));
+    assert!(before > 0 && client.recount() && !client.recount());
+    fake.with(|s| s.space = Some(space(8)));
+    advance(Duration::from_millis(250)).await;
+    assert_eq!(client.space(), space(8));
+    assert!(client.recount());
+    advance(Duration::from_millis(10)).await;
+    assert_eq!(fake.with(|s| s.renewals), 2);
 
     fake.with(|s| s.master_leader = None);
     advance(Duration::from_secs(21)).await;

@@ -8,6 +8,7 @@ use fusefs_data_path::{
     journal::{self, Journal, JournalSettings},
     object::MemoryStore,
     testing::ModelSink,
+    writer::Unlimited,
 };
 use fusefs_types::{Ino, SessionId, ids::Incarnation};
 use std::sync::Arc;
@@ -73,8 +74,9 @@ fn journal_costs() {
             let journal = Journal::open(files).expect("open");
             journal.begin_incarnation(BOOT).expect("begin");
             let logged = JournalSettings::new(journal);
-            let path =
-                DataPath::with_journal(store.clone(), sink.clone(), clock.clone(), owner, settings.clone(), logged);
+            let credits = Arc::new(Unlimited::default());
+            let (store, sink, clock, settings) = (store.clone(), sink.clone(), clock.clone(), settings.clone());
+            let path = DataPath::with_journal(store, sink, clock, owner, settings, credits, logged);
             let path = path.expect("data path");
             for turn in ["first", "again"] {
                 let (cpu, wall) = measure(&path, size, n / 2);

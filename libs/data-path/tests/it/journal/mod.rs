@@ -14,6 +14,7 @@ use fusefs_data_path::{
     journal::{Journal, JournalError, JournalSettings, Mode, Storage},
     object::{MemoryStore, ObjectStore},
     testing::ModelSink,
+    writer::Unlimited,
 };
 use fusefs_types::{
     Attr, FsResult, Ino, SessionId,
@@ -270,7 +271,8 @@ impl Life {
         let owner = (SessionId(0xfeed), incarnation);
         let (store, clock, settings) = (self.store.clone(), self.clock.clone(), self.settings.clone());
         if mode == Mode::SameBoot {
-            let started = DataPath::with_journal(store, mortal, clock, owner, settings, journal);
+            let credits = Arc::new(Unlimited::default());
+            let started = DataPath::with_journal(store, mortal, clock, owner, settings, credits, journal);
             self.path = started.expect("what can be read is taken");
             return Vec::new();
         }
@@ -295,5 +297,6 @@ fn start(
     let mortal = Arc::new(Mortal { sink: sink.clone(), disk: disk.clone() });
     let journal = JournalSettings { ignore_trunc_seq: plant, ..JournalSettings::new(journal) };
     let owner = (SessionId(0xfeed), incarnation);
-    DataPath::with_journal(store.clone(), mortal, clock.clone(), owner, settings.clone(), journal)
+    let credits = Arc::new(Unlimited::default());
+    DataPath::with_journal(store.clone(), mortal, clock.clone(), owner, settings.clone(), credits, journal)
 }

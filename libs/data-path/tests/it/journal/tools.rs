@@ -7,6 +7,7 @@ use fusefs_data_path::{
     journal::{self, Journal, JournalError, JournalSettings},
     object::MemoryStore,
     testing::ModelSink,
+    writer::Unlimited,
 };
 use fusefs_types::{Ino, SessionId};
 use std::{
@@ -37,7 +38,9 @@ async fn pending(dir: &Path) {
     let (store, clock) = (MemoryStore::new(), Arc::new(TestClock::default()));
     let owner = (SessionId(0xfeed), incarnation);
     let settings = JournalSettings::new(journal);
-    let path = DataPath::with_journal(store, sink, clock, owner, Settings::default(), settings).expect("data path");
+    let credits = Arc::new(Unlimited::default());
+    let path = DataPath::with_journal(store, sink, clock, owner, Settings::default(), credits, settings);
+    let path = path.expect("data path");
     for (ino, at, len) in [(7, 100, 50), (8, 0, 300_000), (7, 120, 10)] {
         path.write(Ino(ino), at, body(len, ino as u8).into(), WriteContext::default()).await.expect("write");
     }
