@@ -103,8 +103,9 @@ pub trait Pods: Send + Sync + 'static {
     async fn get(&self, name: &str) -> ApiResult<Option<Pod>>;
     /// Creates.
     async fn create(&self, pod: &Pod) -> ApiResult<Pod>;
-    /// Deletes the pod of that uid; one that is gone is deleted. `at_once` forgets it without asking its node.
-    async fn delete(&self, name: &str, uid: &str, at_once: bool) -> ApiResult<()>;
+    /// Deletes the pod of that uid; one that is gone is deleted. It gets `grace` seconds, its own when None; 0 forgets it
+    /// without asking its node.
+    async fn delete(&self, name: &str, uid: &str, grace: Option<u32>) -> ApiResult<()>;
     /// Changes the image of the pod of that uid, in place, and notes how often its container had been started.
     async fn set_image(&self, name: &str, uid: &str, image: &str, restarts: i32) -> ApiResult<()>;
 }
@@ -188,9 +189,9 @@ impl Pods for KubePods {
         within(self.limit, self.api.create(&PostParams::default(), pod)).await
     }
 
-    async fn delete(&self, name: &str, uid: &str, at_once: bool) -> ApiResult<()> {
+    async fn delete(&self, name: &str, uid: &str, grace: Option<u32>) -> ApiResult<()> {
         let params = DeleteParams {
-            grace_period_seconds: at_once.then_some(0),
+            grace_period_seconds: grace,
             preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
             ..DeleteParams::default()
         };

@@ -31,6 +31,9 @@ const PARALLEL: usize = 32;
 const LIST: Duration = Duration::from_secs(10);
 /// Looks at publications in which a pod must have been needless before it is removed.
 const LOOKS: u8 = 2;
+/// Seconds that a needless pod gets. Its volume is not attached, so nobody would take what it could still flush. It ends at
+/// once, unless the signal came before the container's first process listened: such a signal is lost.
+const NEEDLESS_GRACE: u32 = 30;
 /// How long a claim is remembered after it ended.
 const CLAIM_MEMORY: Duration = Duration::from_secs(60);
 /// Errors with a pod are forgotten after this.
@@ -202,7 +205,7 @@ impl World {
         };
         let Some(why) = plan::broken(&pod) else { return Ok(Step::Moot) };
         tracing::warn!(pod = name, uid, why, "fuse pod is replaced");
-        self.pods.delete(name, uid, !plan::running(&pod)).await?;
+        self.pods.delete(name, uid, (!plan::running(&pod)).then_some(0)).await?;
         Ok(Step::Done)
     }
 
@@ -217,7 +220,7 @@ impl World {
             return Ok(Step::Moot);
         }
         tracing::info!(pod = name, uid, "fuse pod is removed: its volume is not attached to its node any more");
-        self.pods.delete(name, uid, false).await?;
+        self.pods.delete(name, uid, Some(NEEDLESS_GRACE)).await?;
         Ok(Step::Done)
     }
 }

@@ -334,6 +334,9 @@ impl Double {
             object
         } else {
             object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            let own = &object["spec"]["terminationGracePeriodSeconds"];
+            let grace = if options["gracePeriodSeconds"].is_null() { own } else { &options["gracePeriodSeconds"] };
+            object["metadata"]["deletionGracePeriodSeconds"] = grace.clone();
             store(&mut s, key, object, "MODIFIED")
         };
         drop(s);

@@ -184,7 +184,7 @@ impl Pods for Guarded {
         let _creating = Creating(self, name);
         self.inner.create(pod).await
     }
-    async fn delete(&self, name: &str, uid: &str, at_once: bool) -> ApiResult<()> {
+    async fn delete(&self, name: &str, uid: &str, grace: Option<u32>) -> ApiResult<()> {
         if !(self.broken)(uid) {
             let live = self.eyes.truth.live.lock().expect("live");
             // Only who attached after the last look may have been missed, and only by another controller's look.
@@ -192,11 +192,11 @@ impl Pods for Guarded {
             if live.get(name).is_some_and(|(_, since)| *since < listed) {
                 self.crimes.add(format!("{name} ({uid}) is deleted and has a publication"));
             }
-            if at_once {
+            if grace == Some(0) {
                 self.crimes.add(format!("{name} ({uid}) is not broken and gets no grace"));
             }
         }
-        self.inner.delete(name, uid, at_once).await
+        self.inner.delete(name, uid, grace).await
     }
     async fn set_image(&self, name: &str, uid: &str, image: &str, restarts: i32) -> ApiResult<()> {
         self.inner.set_image(name, uid, image, restarts).await

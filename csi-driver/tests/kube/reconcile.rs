@@ -117,9 +117,11 @@ async fn pods_come_and_go_with_publications() {
         (&json!("vol-2"), &json!("node-a"))
     );
     rig.unpublish(&pods, "node-a", 1);
-    // With grace: the pod says when it is gone.
+    // With grace: the pod says when it is gone; but not with the grace of one that has something to flush.
     let name = pod_of("node-a", 1);
-    until(&rig.served, "deleted", || rig.served.all("pods")[&name]["metadata"]["deletionTimestamp"].is_string()).await;
+    let ending = || rig.served.all("pods")[&name]["metadata"]["deletionGracePeriodSeconds"].as_i64();
+    until(&rig.served, "deleted", || ending().is_some()).await;
+    assert_eq!(ending(), Some(30));
     rig.served.delete_now("pods", &name);
     rig.settled().await;
     rig.crimes.none("");

@@ -35,8 +35,6 @@ use tokio::{
 
 /// Bit of a FUSE `unique` that marks a resent request.
 const RESEND_BIT: u64 = 1 << 63;
-/// A volume's space is asked for ahead of time at most this often.
-pub const RECOUNT_EVERY: Duration = Duration::from_millis(250);
 
 /// The outside world of a client.
 #[derive(Clone)]
@@ -80,7 +78,7 @@ pub(crate) struct Inner {
     /// The volume's space as last heard.
     pub space: Mutex<VolumeSpace>,
     /// When it was last asked for ahead of time, on CLOCK_BOOTTIME.
-    recounted_ns: AtomicU64,
+    pub recounted_ns: AtomicU64,
     mount: MountId,
     internal: AtomicU64,
     journal: AtomicU64,
@@ -92,7 +90,7 @@ pub(crate) struct Inner {
 /// Metadata of one volume as one session sees it. Dropping it stops the background tasks; the session stays until
 /// [`MetaClient::close`] or until the cluster ends it.
 pub struct MetaClient {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     tasks: Mutex<Vec<Task>>,
 }
 
@@ -185,21 +183,6 @@ impl MetaClient {
     /// What the master granted: volume, store, credentials, root, credit.
     pub fn grant(&self) -> &SessionGrant {
         &self.inner.grant
-    }
-    /// The volume's space as of the last renewal of the lease; no RPC.
-    pub fn space(&self) -> VolumeSpace {
-        *self.inner.space.lock()
-    }
-    /// Renews the lease now to hear of the volume's space. False: it was asked a moment ago ([`RECOUNT_EVERY`]).
-    pub fn recount(&self) -> bool {
-        let (lease, last) = (&self.inner.lease, &self.inner.recounted_ns);
-        let (now, every) = (lease.now_ns(), RECOUNT_EVERY.as_nanos() as u64);
-        let ask = |last: u64| (last == 0 || now >= last.saturating_add(every)).then_some(now.max(1));
-        let asked = last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, ask).is_ok();
-        if asked {
-            lease.poke();
-        }
-        asked
     }
     /// RPCs sent so far.
     pub fn counters(&self) -> &Counters {

@@ -20,6 +20,7 @@ pub use counters::Counters;
 pub use events::Holders;
 pub use grpc::GrpcTransport;
 pub use master::MasterClient;
+pub use session::RECOUNT_EVERY;
 pub use transport::{CallError, EventStream, MapStream, ServerEvents, Transport};
 
 /// Feature level of this binary, sent in every envelope.

@@ -1,9 +1,9 @@
 //! The session's lease and its keeper (PROTOCOL 12, 13).
 
-use crate::client::Inner;
+use crate::client::{Inner, MetaClient};
 use fusefs_types::{
     Clock, FsError, FsResult,
-    cluster::{MasterCall, MasterReply},
+    cluster::{MasterCall, MasterReply, VolumeSpace},
 };
 use std::{
     sync::{
@@ -13,6 +13,9 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{Notify, watch};
+
+/// A volume's space is asked for ahead of time at most this often.
+pub const RECOUNT_EVERY: Duration = Duration::from_millis(250);
 
 /// Until when others leave our session alone, on CLOCK_BOOTTIME: it goes on during suspend.
 pub(crate) struct Lease {
@@ -99,5 +102,23 @@ pub(crate) async fn keep(inner: Arc<Inner>, lease_ms: u64) {
                 inner.lease.poke();
             }
         }
+    }
+}
+
+impl MetaClient {
+    /// The volume's space as of the last renewal of the lease; no RPC.
+    pub fn space(&self) -> VolumeSpace {
+        *self.inner.space.lock()
+    }
+    /// Renews the lease now to hear of the volume's space. False: it was asked a moment ago ([`RECOUNT_EVERY`]).
+    pub fn recount(&self) -> bool {
+        let (lease, last) = (&self.inner.lease, &self.inner.recounted_ns);
+        let (now, every) = (lease.now_ns(), RECOUNT_EVERY.as_nanos() as u64);
+        let ask = |last: u64| (last == 0 || now >= last.saturating_add(every)).then_some(now.max(1));
+        let asked = last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, ask).is_ok();
+        if asked {
+            lease.poke();
+        }
+        asked
     }
 }

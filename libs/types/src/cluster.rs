@@ -7,6 +7,8 @@ use crate::{
 };
 use bytes::Bytes;
 
+pub use crate::space::{LeaseGrant, VolumeSpace};
+
 /// One replica of a partition and where it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
@@ -149,35 +151,6 @@ pub struct VolumeRecord {
     pub labels: Vec<(String, String)>,
     /// Sum over partitions, from heartbeats (0 until the first).
     pub usage: PartitionUsage,
-}
-
-/// A renewed lease, and what the holder should know of its volume by now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeaseGrant {
-    /// Length in ms.
-    pub ms: u64,
-    /// Generation of the volume's map.
-    pub map_generation: u64,
-    /// The volume's space; None from a master that does not say.
-    pub space: Option<VolumeSpace>,
-}
-
-/// Space of a volume as the masters last counted it, from the heartbeats of its partitions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VolumeSpace {
-    /// Bytes that it may have, 0 = unlimited.
-    pub capacity: u64,
-    /// Inodes that it may have, 0 = unlimited.
-    pub inodes: u64,
-    /// Bytes that it has.
-    pub used: u64,
-}
-
-impl VolumeRecord {
-    /// Its space.
-    pub fn space(&self) -> VolumeSpace {
-        VolumeSpace { capacity: self.capacity, inodes: self.inodes, used: self.usage.space() }
-    }
 }
 
 /// Parameters of create volume. The same name with the same parameters is the same request (idempotent); different

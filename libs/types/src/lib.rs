@@ -17,6 +17,7 @@ pub mod limits;
 pub mod lock;
 pub mod name;
 pub mod ops;
+pub mod space;
 pub mod stream;
 pub mod txn;
 

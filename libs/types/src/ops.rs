@@ -598,10 +598,3 @@ pub struct PartitionUsage {
     /// Objects with a record.
     pub objects: u64,
 }
-
-impl PartitionUsage {
-    /// Bytes that count against a volume's capacity.
-    pub fn space(&self) -> u64 {
-        self.bytes.saturating_add(self.inline_bytes.min(crate::limits::INLINE_BUDGET_BYTES))
-    }
-}
