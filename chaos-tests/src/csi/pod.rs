@@ -1,8 +1,12 @@
 //! Pods: a mount namespace each, in which of everything that the node mounted only the pod's own volume is visible.
 
 use super::namespace::Namespace;
-use anyhow::{Context, Result};
-use std::path::{Path, PathBuf};
+use anyhow::{Context, Result, ensure};
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
 
 /// How the volume gets into the pod's namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +66,24 @@ impl Pod {
         }
     }
 
+    /// Writes a new file and keeps it open without a sync, so that what was acknowledged is in the journal only.
+    pub fn leaves_open(&self, name: &str, text: &str) -> Result<OpenFile> {
+        let file = self.data.join(name).display().to_string();
+        let script = "exec 3>\"$1\" && printf %s \"$2\" >&3 && echo ready && exec cat";
+        let words: Vec<String> = self.enter();
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
+            .args(["sh", "-c", script, "sh", &file, text])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let out = child.stdout.take().context("no pipe")?;
+        let (open, mut line) = (OpenFile(child), String::new());
+        BufReader::new(out).read_line(&mut line)?;
+        ensure!(line == "ready\n", "{file} could not be written: {line:?}");
+        Ok(open)
+    }
+
     /// Reads a file through a fresh open.
     pub fn reads(&self, name: &str) -> Result<String, String> {
         let file = self.data.join(name).display().to_string();
@@ -70,5 +92,15 @@ impl Pod {
             Ok((false, said)) => Err(said),
             Err(e) => Err(e.to_string()),
         }
+    }
+}
+
+/// A process of a pod that has a file open and does nothing.
+pub struct OpenFile(Child);
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it may have ended
+        let _ = self.0.wait();
     }
 }
