@@ -87,6 +87,11 @@ impl Supervisor {
         if self.store.fd(names::FUSE).is_none() || self.store.get(names::SPEC).is_none() {
             return Message::Error("the mount was not handed over whole".into());
         }
+        // A client that a killed host had started may have said so since the last mount's end. It would keep the journal from
+        // ours, and its record, which goes now, would not come again.
+        if let Some(old) = self.client.take() {
+            old.process.end();
+        }
         FOREIGN.iter().for_each(|name| self.store.remove(name));
         match sys::executable(Path::new("/proc/self/exe")) {
             Ok(exe) => self.store.put(names::BINARY, Item { bytes: Vec::new(), fd: Some(exe) }),
