@@ -292,7 +292,12 @@ impl Runtime for PodRuntime {
     }
 
     async fn adopt(&self, spec: &MountSpec) -> Outcome<()> {
-        if self.living(spec).is_some() || !is_mounted(&spec.staging)? {
+        if let Some(tended) = self.living(spec) {
+            let failed = matches!(*tended.state.borrow(), State::Ended(supervise::Outcome::Failed(_)));
+            // Whoever had it made did not wait for the end.
+            return if failed { self.drop_failed(spec, &tended).await } else { Ok(()) };
+        }
+        if !is_mounted(&spec.staging)? {
             return Ok(());
         }
         let Some(store) = self.found(spec).await else { return Ok(()) };
