@@ -150,6 +150,7 @@ impl PodRuntime {
         alive.then_some(tended)
     }
 
+    /// From now on the keeper has the mount, too, and a thread looks after it.
     fn tend(&self, spec: &MountSpec, held: Held, journal_bytes: u64) -> Outcome<Arc<Tended>> {
         let (state, _) = watch::channel(State::Waiting("its fuse pod is looked for".into()));
         let tended = Arc::new(Tended {
@@ -168,6 +169,12 @@ impl PodRuntime {
             bell: fusefs_fuse_client::keeper::sys::pair().map_err(|e| io_fault("making a pipe", &e))?,
         });
         self.tended.lock().insert(spec.key.clone(), tended.clone());
+        // After that line: a keeper that is away now gets everything that is tended when it is back.
+        if let Some(held) = &*tended.held.lock()
+            && let Err(error) = self.keeper.share(&spec.key, held)
+        {
+            tracing::warn!(%error, "the node keeper does not answer; it gets the mount when it is back");
+        }
         let worker = tended.clone();
         let started = std::thread::Builder::new().name("tend".into()).spawn(move || worker.run());
         started.map_err(|e| io_fault("starting a thread", &e))?;
@@ -284,9 +291,6 @@ impl Runtime for PodRuntime {
         });
         let held = made.await.map_err(|e| Fault::unavailable(e.to_string()))?;
         let held = held.map_err(|e| Fault::unavailable(format!("mounting volume {}: {e}", spec.name)))?;
-        if let Err(error) = self.keeper.share(&spec.key, &held) {
-            tracing::warn!(%error, "the node keeper does not answer; it gets the mount when it is back");
-        }
         let tended = self.tend(spec, held, journal_bytes)?;
         self.served(spec, &tended).await
     }
