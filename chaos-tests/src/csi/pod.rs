@@ -1,12 +1,17 @@
 //! Pods: a mount namespace each, in which of everything that the node mounted only the pod's own volume is visible.
 
 use super::namespace::Namespace;
+use crate::stack::eventually;
 use anyhow::{Context, Result, ensure};
 use std::{
-    io::{BufRead, BufReader},
+    io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
+
+/// How long the writes of a small file may take.
+const WRITTEN: Duration = Duration::from_secs(20);
 
 /// How the volume gets into the pod's namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,21 +71,23 @@ impl Pod {
         }
     }
 
-    /// Writes a new file and keeps it open without a sync, so that what was acknowledged is in the journal only.
+    /// Writes a new file and keeps it open, so that what was acknowledged is in the journal only: nothing of the writer is
+    /// closed, not even a duplicate, because that would be a flush.
     pub fn leaves_open(&self, name: &str, text: &str) -> Result<OpenFile> {
         let file = self.data.join(name).display().to_string();
-        let script = "exec 3>\"$1\" && printf %s \"$2\" >&3 && echo ready && exec cat";
-        let words: Vec<String> = self.enter();
+        let words = self.enter();
         let mut child = Command::new(&words[0])
             .args(&words[1..])
-            .args(["sh", "-c", script, "sh", &file, text])
+            .args(["sh", "-c", "exec cat >\"$1\"", "sh", &file])
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
             .spawn()?;
-        let out = child.stdout.take().context("no pipe")?;
-        let (open, mut line) = (OpenFile(child), String::new());
-        BufReader::new(out).read_line(&mut line)?;
-        ensure!(line == "ready\n", "{file} could not be written: {line:?}");
+        child.stdin.as_mut().context("no pipe")?.write_all(text.as_bytes())?;
+        let open = OpenFile(child);
+        eventually(WRITTEN, || {
+            let (_, said) = self.namespace.run(&["stat", "-c", "%s", &file])?;
+            ensure!(said == text.len().to_string(), "{file} has {said} bytes");
+            Ok(true)
+        })?;
         Ok(open)
     }
 
