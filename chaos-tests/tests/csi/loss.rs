@@ -19,6 +19,9 @@ use std::time::Duration;
 /// Target of the recovery.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// Until the kernel has noticed that everybody who had a mount is dead.
+const DEAD: Duration = Duration::from_secs(10);
+
 /// What is lost at once.
 #[derive(Clone, Copy, Debug)]
 struct Loss {
@@ -129,8 +132,10 @@ impl<'a> Place<'a> {
             std::fs::remove_dir_all(node.state.join("records"))?;
         }
         // A plugin that lives repairs already.
-        let lost = !loss.is_total(self.rig) || !loss.plugin || self.staged.iter().all(|s| self.is_dead(s));
-        ensure!(lost, "somebody still has a mount");
+        if loss.is_total(self.rig) && loss.plugin {
+            let held = || self.staged.iter().find(|s| !self.is_dead(s));
+            eventually(DEAD, || held().map_or(Ok(true), |s| bail!("somebody still has {}", s.volume.id)))?;
+        }
         Ok(killed)
     }
 
@@ -142,7 +147,7 @@ impl<'a> Place<'a> {
     /// Whether the kernel has given the connection up: nobody has it open.
     fn is_dead(&self, staged: &Staged) -> bool {
         let node = &self.rig.nodes[0];
-        let look = ["timeout", "-s", "KILL", "1", "stat", "-f", &staged.staging.display().to_string()];
+        let look = ["timeout", "-s", "KILL", "5", "stat", "-f", &staged.staging.display().to_string()];
         node.namespace.run(&look).is_ok_and(|(_, said)| said.contains("not connected"))
     }
 
