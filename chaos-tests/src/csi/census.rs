@@ -1,6 +1,7 @@
 //! What is there: mounts, processes, sockets, files, objects. Counted from mountinfo and /proc.
 
 use super::{
+    daemon::Daemon,
     holders::{RUNTIME, entries},
     namespace::Namespace,
     process::Rig,
@@ -24,6 +25,13 @@ pub fn processes(root: &Path) -> BTreeSet<u32> {
     pids.filter(|pid| names(*pid, root)).collect()
 }
 
+/// The first argument of a process.
+pub fn role(pid: u32) -> String {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let role = line.split(|b| *b == 0).nth(1).unwrap_or_default();
+    String::from_utf8_lossy(role).into_owned()
+}
+
 fn names(pid: u32, root: &Path) -> bool {
     let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let text = String::from_utf8_lossy(&line);
@@ -37,12 +45,7 @@ fn names(pid: u32, root: &Path) -> bool {
 pub fn of_mounts(node: &Namespace, state: &Path) -> BTreeSet<u32> {
     let own = fs::read_link(format!("/proc/{}/ns/mnt", node.pid())).ok();
     let inside = |pid: &u32| own.is_some() && fs::read_link(format!("/proc/{pid}/ns/mnt")).ok() == own;
-    let fusefs = |pid: &u32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-        let role = words.get(1).copied().unwrap_or_default();
-        [&b"mount"[..], b"keeper", b"client", b"adopt", b"umount"].contains(&role)
-    };
+    let fusefs = |pid: &u32| ["mount", "keeper", "client", "adopt", "umount", "fuse-pod"].contains(&&*role(*pid));
     let pids = entries(Path::new("/proc")).into_iter().filter_map(|p| p.file_name()?.to_str()?.parse::<u32>().ok());
     let mut all: BTreeSet<u32> = pids.filter(|p| inside(p) && fusefs(p)).collect();
     all.extend(processes(state));
@@ -88,12 +91,10 @@ pub fn nothing_stacked(node: &Namespace) -> Result<usize> {
     Ok(lines.len())
 }
 
-/// Open files of the plugins at rest: the fewest that were seen within a while, since a call that has been answered holds
+/// Open files of plugins, node keepers and mountds at rest: the fewest that were seen within a while, since a call that has been answered holds
 /// its connection for a moment more.
 pub fn fds(rig: &Rig) -> Result<Vec<usize>> {
-    let look = || -> Result<Vec<usize>> {
-        rig.nodes.iter().map(|n| &n.plugin).chain([&rig.controller]).map(super::plugin::Plugin::fds).collect()
-    };
+    let look = || -> Result<Vec<usize>> { rig.daemons().into_iter().map(Daemon::fds).collect() };
     let mut fewest = look()?;
     for _ in 0..LOOKS {
         pause(Duration::from_millis(50));
@@ -122,6 +123,10 @@ pub fn nothing_left(rig: &Rig, fds_before: &[usize]) -> Result<String> {
             ensure!(records.is_empty(), "records left: {records:?}");
             let journals: Vec<_> = entries(&node.state.join("mounts"));
             ensure!(journals.is_empty(), "state of mounts left: {journals:?}");
+            if let Some(handed) = &node.handed {
+                let (served, kept) = (handed.served(), handed.kept()?);
+                ensure!(served.is_empty() && kept.is_empty(), "left on {}: {served:?} {kept:?}", node.name);
+            }
             for dir in ["pods", "plugins/kubernetes.io/csi/csi.fusefs.io"] {
                 let left = entries(&node.kubelet.join(dir));
                 ensure!(left.is_empty(), "left below kubelet's directory: {left:?}");
@@ -136,7 +141,7 @@ pub fn nothing_left(rig: &Rig, fds_before: &[usize]) -> Result<String> {
         let now = fds(rig)?;
         ensure!(
             now.iter().zip(fds_before).all(|(n, b)| n <= b),
-            "open files of the plugins: {fds_before:?} before, {now:?} now"
+            "open files of the daemons: {fds_before:?} before, {now:?} now"
         );
         Ok(true)
     })?;

@@ -1,13 +1,14 @@
 //! Kills at random moments, alone and in pairs, never the last holder of a mount.
 //!
-//! Before every kill that concerns a mount its three processes are looked at: each must have the connection open and both
-//! holders must have all that a successor needs. Only then, and only if one of them stays, the kill happens.
+//! Before every kill that concerns a mount its processes are looked at: each must have the connection open and all holders
+//! must have all that a successor needs. Only then, and only if one of them stays, the kill happens.
 
 use super::{
     driver::{Driver, Part, Staged},
     holders::Holders,
 };
 use crate::replay::{Rng, nemesis::pause, now_ns};
+use Part::{Client, Controller, Hosts, Keeper, Mountd, NodeKeeper, Plugin, Supervisor};
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
@@ -30,9 +31,11 @@ pub struct Kills {
     pub by_kind: BTreeMap<&'static str, u64>,
     /// Events by what they killed together.
     pub by_event: BTreeMap<String, u64>,
-    /// Kills of holders before which all three had the connection open.
+    /// Hosts and clients that were killed together with their mountd: not counted above.
+    pub along: u64,
+    /// Kills of holders before which all had the connection open, by mount.
     pub checked: u64,
-    /// Fewest holders that an event left alive on its mount; 3 when no event concerned a mount.
+    /// Fewest holders that an event left alive on a mount; 3 when no event concerned a mount.
     pub survivors_min: usize,
     /// Longest time until a mount was whole again, in ms.
     pub whole_ms: u64,
@@ -48,10 +51,11 @@ impl Kills {
     /// In words.
     pub fn text(&self) -> String {
         format!(
-            "{} SIGKILLs {:?} in events {:?}; {} looks at holders before kills, at least {} of 3 stayed alive; longest until \
-             whole again {} ms, until a plugin answered {} ms",
+            "{} SIGKILLs {:?} and {} to hosts and clients of a mountd in events {:?}; {} looks at holders before kills, at \
+             least {} of 3 stayed alive; longest until whole again {} ms, until a plugin answered {} ms",
             self.total(),
             self.by_kind,
+            self.along,
             self.by_event,
             self.checked,
             self.survivors_min,
@@ -102,7 +106,10 @@ impl<'a> Nemesis<'a> {
 
     /// One of each kind, on random nodes and mounts.
     fn events(&mut self) -> Vec<Vec<Part>> {
-        use Part::{Client, Controller, Keeper, Plugin, Supervisor};
+        if self.driver.hands_over() { self.events_handed_over() } else { self.events_of_processes() }
+    }
+
+    fn events_of_processes(&mut self) -> Vec<Vec<Part>> {
         let (nodes, mounts) = (self.driver.nodes() as u64, self.mounts.len() as u64);
         let mut node = || self.rng.below(nodes) as usize;
         let n: Vec<usize> = (0..8).map(|_| node()).collect();
@@ -128,15 +135,45 @@ impl<'a> Nemesis<'a> {
         ]
     }
 
+    /// Plugin, keeper and host hold a mount: each alone, each pair, and their clients.
+    fn events_handed_over(&mut self) -> Vec<Vec<Part>> {
+        let mounts = self.mounts.len() as u64;
+        let m: Vec<usize> = (0..16).map(|_| self.rng.below(mounts) as usize).collect();
+        let n: Vec<usize> = m.iter().map(|m| self.mounts[*m].node).collect();
+        vec![
+            vec![Client(m[0])],
+            vec![Supervisor(m[1])],
+            vec![NodeKeeper(n[2])],
+            vec![Mountd(n[3])],
+            vec![Hosts(n[4])],
+            vec![Plugin(n[5]), Controller],
+            vec![Supervisor(m[6]), Client(m[6])],
+            vec![Plugin(n[7]), Client(m[7])],
+            vec![Plugin(n[8]), Supervisor(m[8])],
+            vec![NodeKeeper(n[9]), Client(m[9])],
+            vec![NodeKeeper(n[10]), Supervisor(m[10]), Client(m[10])],
+            vec![NodeKeeper(n[11]), Plugin(n[11])],
+            vec![NodeKeeper(n[12]), Plugin(n[12]), Client(m[12])],
+            vec![Supervisor(m[13]), Client(m[13]), Plugin(n[13])],
+            vec![Hosts(n[14]), NodeKeeper(n[14])],
+            vec![Hosts(n[15]), Plugin(n[15])],
+        ]
+    }
+
+    /// Mounts that the part holds or serves.
+    fn concerned(&self, part: Part) -> Vec<usize> {
+        let of_node = part.node().filter(|_| self.driver.hands_over());
+        let on = |node| (0..self.mounts.len()).filter(move |m| self.mounts[*m].node == node);
+        part.mount().into_iter().chain(of_node.into_iter().flat_map(on)).collect()
+    }
+
     /// Kills these at once, when that is allowed.
     fn strike(&mut self, parts: &[Part]) -> Result<()> {
-        let mut concerned: Vec<usize> = parts.iter().filter_map(|p| p.mount()).collect();
-        concerned.sort_unstable();
-        concerned.dedup();
+        let concerned: BTreeSet<usize> = parts.iter().flat_map(|p| self.concerned(*p)).collect();
         for part in parts {
             match part {
-                Part::Plugin(n) => self.timed_ready(Some(*n))?,
-                Part::Controller => self.timed_ready(None)?,
+                Plugin(n) => self.timed_ready(Some(*n))?,
+                Controller => self.timed_ready(None)?,
                 _ => {}
             }
         }
@@ -148,36 +185,43 @@ impl<'a> Nemesis<'a> {
         for m in &concerned {
             holders.insert(*m, self.wait_whole(*m)?);
         }
-        let mut sent = 0;
+        let mut killed = BTreeSet::new();
         for part in parts {
-            let pid = part.mount().and_then(|m| holders.get(&m)).map(|h| match part {
-                Part::Keeper(_) => h.keeper,
-                Part::Supervisor(_) => h.supervisor,
-                _ => h.client,
-            });
-            let hit = match (part, pid) {
-                (Part::Plugin(n), _) => self.driver.kill_plugin(Some(*n))?,
-                (Part::Controller, _) => self.driver.kill_plugin(None)?,
-                (_, Some(pid)) => {
-                    self.dead.insert(pid);
-                    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).is_ok()
-                }
-                _ => false,
-            };
-            ensure!(hit, "{part:?} was not there although it had just been seen");
+            let hit = self.kill(*part, &holders)?;
+            ensure!(!hit.is_empty(), "{part:?} was not there although it had just been seen");
             *self.kills.by_kind.entry(part.kind()).or_default() += 1;
-            sent += 1;
+            self.kills.along += hit.len() as u64 - 1;
+            killed.extend(hit);
         }
         for (m, h) in holders {
-            let killed = parts.iter().filter(|p| p.mount() == Some(m)).count();
-            self.kills.checked += killed as u64;
-            self.kills.survivors_min = self.kills.survivors_min.min(h.pids().len() - killed);
-            ensure!(killed < h.pids().len(), "that would have been total loss");
+            let survivors = h.lasting().iter().filter(|p| !killed.contains(p)).count();
+            self.kills.checked += h.pids().iter().filter(|p| killed.contains(p)).count() as u64;
+            self.kills.survivors_min = self.kills.survivors_min.min(survivors);
+            ensure!(survivors > 0, "that would have been total loss");
             self.last.insert(m, h);
         }
+        self.dead.extend(killed);
         let name = parts.iter().map(|p| p.kind()).collect::<Vec<_>>().join("+");
-        *self.kills.by_event.entry(name).or_default() += u64::from(sent > 0);
+        *self.kills.by_event.entry(name).or_default() += 1;
         Ok(())
+    }
+
+    /// SIGKILL; who was hit.
+    fn kill(&self, part: Part, holders: &BTreeMap<usize, Holders>) -> Result<BTreeSet<u32>> {
+        let one = |m: usize, pid: fn(&Holders) -> u32| {
+            let pid = holders.get(&m).map(pid).filter(|p| kill(Pid::from_raw(*p as i32), Signal::SIGKILL).is_ok());
+            Ok(pid.into_iter().collect())
+        };
+        match part {
+            Plugin(n) => self.driver.kill_plugin(Some(n)),
+            Controller => self.driver.kill_plugin(None),
+            NodeKeeper(n) => self.driver.kill_node_keeper(n),
+            Mountd(n) => self.driver.kill_mountd(n, false),
+            Hosts(n) => self.driver.kill_mountd(n, true),
+            Keeper(m) => one(m, |h| h.keeper),
+            Supervisor(m) => one(m, |h| h.supervisor),
+            Client(m) => one(m, |h| h.client),
+        }
     }
 
     fn timed_ready(&mut self, node: Option<usize>) -> Result<()> {

@@ -6,7 +6,10 @@ use super::{
 };
 use anyhow::Result;
 use fusefs_proto::csi::volume_capability::access_mode::Mode;
-use std::{collections::HashMap, path::PathBuf};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::PathBuf,
+};
 
 /// A volume and how it is used everywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +61,12 @@ pub enum Part {
     Supervisor(usize),
     /// Its client.
     Client(usize),
+    /// The keeper of all mounts of a node.
+    NodeKeeper(usize),
+    /// The daemon whose children serve a node's mounts, alone.
+    Mountd(usize),
+    /// The same with all of these, as when its container is killed.
+    Hosts(usize),
 }
 
 impl Part {
@@ -69,13 +78,23 @@ impl Part {
             Part::Keeper(_) => "keeper",
             Part::Supervisor(_) => "supervisor",
             Part::Client(_) => "client",
+            Part::NodeKeeper(_) => "node keeper",
+            Part::Mountd(_) => "mountd",
+            Part::Hosts(_) => "mountd with all hosts",
         }
     }
-    /// Number of the mount that it holds.
+    /// Number of the mount that it holds alone.
     pub fn mount(self) -> Option<usize> {
         match self {
             Part::Keeper(m) | Part::Supervisor(m) | Part::Client(m) => Some(m),
-            Part::Plugin(_) | Part::Controller => None,
+            _ => None,
+        }
+    }
+    /// Number of the node all of whose handed-over mounts it holds or serves.
+    pub fn node(self) -> Option<usize> {
+        match self {
+            Part::Plugin(n) | Part::NodeKeeper(n) | Part::Mountd(n) | Part::Hosts(n) => Some(n),
+            _ => None,
         }
     }
 }
@@ -100,8 +119,14 @@ pub trait Driver: Send + Sync {
     fn pod(&self, published: &Published, view: View) -> Result<Pod>;
     /// The holders of a mount, when it is whole.
     fn whole(&self, staged: &Staged) -> Option<Holders>;
-    /// SIGKILL to the plugin of a node (None: the controller); whether it ran. It comes back by itself.
-    fn kill_plugin(&self, node: Option<usize>) -> Result<bool>;
+    /// Whether plugins hand their mounts over; then there are node keepers and mountds.
+    fn hands_over(&self) -> bool;
+    /// SIGKILL to the plugin of a node (None: the controller); its pid if it ran. It comes back by itself.
+    fn kill_plugin(&self, node: Option<usize>) -> Result<BTreeSet<u32>>;
+    /// The same for the node's keeper.
+    fn kill_node_keeper(&self, node: usize) -> Result<BTreeSet<u32>>;
+    /// The same for the node's mountd, alone or with all hosts and their clients.
+    fn kill_mountd(&self, node: usize, hosts: bool) -> Result<BTreeSet<u32>>;
     /// Waits until that plugin answers again.
     fn plugin_ready(&self, node: Option<usize>) -> Result<()>;
 }

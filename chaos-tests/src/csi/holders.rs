@@ -12,25 +12,32 @@ use std::{
 };
 
 /// What a process must hold for a successor.
-const NEEDED: &[&str] = &[names::FUSE, names::INIT, names::SESSION, names::SPEC, names::CLIENT];
+pub(super) const NEEDED: &[&str] = &[names::FUSE, names::INIT, names::SESSION, names::SPEC, names::CLIENT];
 /// Where nodes keep their mounts' sockets; a tmpfs of each node.
 pub const RUNTIME: &str = "/run/fusefs";
 
-/// The three processes of a mount that is whole: each is there and has the connection.
+/// The processes of a mount that is whole: each is there and has the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holders {
-    /// Keeper.
+    /// Keeper: the mount's own, or the node's.
     pub keeper: u32,
     /// Supervisor.
     pub supervisor: u32,
     /// Client, serving.
     pub client: u32,
+    /// The node's plugin, where it holds mounts.
+    pub plugin: Option<u32>,
 }
 
 impl Holders {
     /// All.
-    pub fn pids(self) -> [u32; 3] {
-        [self.keeper, self.supervisor, self.client]
+    pub fn pids(self) -> Vec<u32> {
+        [self.keeper, self.supervisor, self.client].into_iter().chain(self.plugin).collect()
+    }
+
+    /// Those of whom one has to live. A client goes on alone and starts the others again only where these are its own.
+    pub fn lasting(self) -> [u32; 3] {
+        [self.keeper, self.supervisor, self.plugin.unwrap_or(self.client)]
     }
 }
 
@@ -56,10 +63,15 @@ pub fn entries(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).map_or_else(|_| Vec::new(), |list| list.filter_map(|e| Some(e.ok()?.path())).collect())
 }
 
+/// FUSE connections that the process has open.
+pub fn connections(pid: u32) -> usize {
+    let fuse = |fd: &PathBuf| fs::read_link(fd).is_ok_and(|to| to == Path::new("/dev/fuse"));
+    entries(Path::new(&format!("/proc/{pid}/fd"))).iter().filter(|fd| fuse(fd)).count()
+}
+
 /// Whether the process has a FUSE connection open.
 pub fn has_connection(pid: u32) -> bool {
-    let fuse = |fd: PathBuf| fs::read_link(fd).is_ok_and(|to| to == Path::new("/dev/fuse"));
-    entries(Path::new(&format!("/proc/{pid}/fd"))).into_iter().any(fuse)
+    connections(pid) > 0
 }
 
 /// The processes of the mount at `point`, when all three are there, each has the connection, both holders have
@@ -67,7 +79,7 @@ pub fn has_connection(pid: u32) -> bool {
 pub fn whole(node: &Namespace, point: &Path) -> Option<Holders> {
     let runtime = runtime_dir(node, point)?;
     let p = processes(&runtime);
-    let holders = Holders { keeper: p.keeper?, supervisor: p.supervisor?, client: p.client? };
+    let holders = Holders { keeper: p.keeper?, supervisor: p.supervisor?, client: p.client?, plugin: None };
     let complete = |socket: &Path| {
         let Ok(channel) = Channel::connect(socket) else { return false };
         let Ok(have) = channel.list() else { return false };

@@ -1,8 +1,17 @@
 //! Pods: a mount namespace each, in which of everything that the node mounted only the pod's own volume is visible.
 
 use super::namespace::Namespace;
-use anyhow::{Context, Result};
-use std::path::{Path, PathBuf};
+use crate::stack::eventually;
+use anyhow::{Context, Result, ensure};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// How long the writes of a small file may take.
+const WRITTEN: Duration = Duration::from_secs(20);
 
 /// How the volume gets into the pod's namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +71,26 @@ impl Pod {
         }
     }
 
+    /// Writes a new file and keeps it open, so that what was acknowledged is in the journal only: nothing of the writer is
+    /// closed, not even a duplicate, because that would be a flush.
+    pub fn leaves_open(&self, name: &str, text: &str) -> Result<OpenFile> {
+        let file = self.data.join(name).display().to_string();
+        let words = self.enter();
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
+            .args(["sh", "-c", "exec cat >\"$1\"", "sh", &file])
+            .stdin(Stdio::piped())
+            .spawn()?;
+        child.stdin.as_mut().context("no pipe")?.write_all(text.as_bytes())?;
+        let open = OpenFile(child);
+        eventually(WRITTEN, || {
+            let (_, said) = self.namespace.run(&["stat", "-c", "%s", &file])?;
+            ensure!(said == text.len().to_string(), "{file} has {said} bytes");
+            Ok(true)
+        })?;
+        Ok(open)
+    }
+
     /// Reads a file through a fresh open.
     pub fn reads(&self, name: &str) -> Result<String, String> {
         let file = self.data.join(name).display().to_string();
@@ -70,5 +99,15 @@ impl Pod {
             Ok((false, said)) => Err(said),
             Err(e) => Err(e.to_string()),
         }
+    }
+}
+
+/// A process of a pod that has a file open and does nothing.
+pub struct OpenFile(Child);
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it may have ended
+        let _ = self.0.wait();
     }
 }

@@ -1,12 +1,14 @@
-//! The driver `process`: a real cluster, one controller plugin, node plugins in mount namespaces, and what kubelet and
+//! The place `process`: a real cluster, one controller plugin, node plugins in mount namespaces, and what kubelet and
 //! the attacher do, with kubelet's paths and files.
 
 use super::{
     calls::Caller,
+    daemon::{Daemon, Wish},
     driver::{Driver, Published, Staged, Volume},
+    handed::HandedOver,
     holders::{Holders, RUNTIME, whole},
     namespace::Namespace,
-    plugin::{Plugin, Wish},
+    plugin::Plugin,
     pod::{Pod, View},
 };
 use crate::stack::Stack;
@@ -20,6 +22,7 @@ use fusefs_proto::csi::{
 };
 use sha2::{Digest, Sha256};
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -33,6 +36,15 @@ const BYTES: i64 = 1 << 30;
 /// Between two repairs of the node plugins: often, so that tests do not wait.
 const REPAIR_SECONDS: &str = "2";
 
+/// Who makes the mounts of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    /// `fusefs mount`, started by the plugin.
+    Process,
+    /// The plugin, which hands them over to a keeper and to hosts of `fusefs mountd`.
+    Mountd,
+}
+
 /// One node.
 pub struct Node {
     /// Name.
@@ -41,6 +53,8 @@ pub struct Node {
     pub namespace: Namespace,
     /// Its plugin.
     pub plugin: Plugin,
+    /// Who holds and serves mounts that the plugin hands over.
+    pub handed: Option<HandedOver>,
     /// kubelet's directory.
     pub kubelet: PathBuf,
     /// The plugin's directory.
@@ -61,7 +75,7 @@ pub struct Rig {
 
 impl Rig {
     /// Starts servers, controller and `nodes` nodes.
-    pub fn start(nodes: usize) -> Result<Rig> {
+    pub fn start(nodes: usize, runtime: Runtime) -> Result<Rig> {
         let graces = [("FUSEFS_OBJECT_GRACE_MS", "1000"), ("FUSEFS_SWEEP_GRACE_MS", "1000")];
         let stack = Stack::start_with(Shape { masters: 1, metanodes: 1 }, &graces)?;
         let caller = Caller::new()?;
@@ -70,17 +84,24 @@ impl Rig {
         let (program, dir) = (stack.program(), stack.tmp());
         let wish = Wish { name: "ctl", program, inside: None, arguments, dir };
         let controller = Plugin::start(wish)?;
-        let nodes = (0..nodes).map(|i| Node::start(&stack, i)).collect::<Result<Vec<_>>>()?;
+        let nodes = (0..nodes).map(|i| Node::start(&stack, i, runtime)).collect::<Result<Vec<_>>>()?;
         let rig = Rig { nodes, controller, caller, stack };
         rig.caller.wait_ready(&rig.controller)?;
         rig.nodes.iter().try_for_each(|n| rig.caller.wait_ready(&n.plugin))?;
         Ok(rig)
     }
 
+    /// Every process that this rig starts again.
+    pub fn daemons(&self) -> Vec<&Daemon> {
+        let handed = self.nodes.iter().filter_map(|n| n.handed.as_ref());
+        let plugins = self.nodes.iter().map(|n| &n.plugin).chain([&self.controller]);
+        plugins.map(|p| &**p).chain(handed.flat_map(|h| [&h.keeper, &h.mountd])).collect()
+    }
+
     /// Logs of the plugins and servers are copied there before the scratch directory goes: `FUSEFS_CHAOS_LOGS`.
     pub fn keep_logs(&self) {
         let Some(to) = std::env::var_os("FUSEFS_CHAOS_LOGS").map(PathBuf::from) else { return };
-        let all = self.nodes.iter().map(|n| n.plugin.log()).chain([self.controller.log()]);
+        let all = self.daemons().into_iter().map(Daemon::log);
         let mounts = self.nodes.iter().flat_map(|n| super::holders::entries(&n.state.join("mounts")));
         let mounts: Vec<PathBuf> = mounts.map(|d| d.join("mount.log")).collect();
         let _ = fs::create_dir_all(&to); // only a help
@@ -204,7 +225,7 @@ impl Rig {
 }
 
 impl Node {
-    fn start(stack: &Stack, i: usize) -> Result<Node> {
+    fn start(stack: &Stack, i: usize, runtime: Runtime) -> Result<Node> {
         let name = format!("node-{i}");
         let root = stack.tmp().canonicalize()?.join(format!("n{i}"));
         let (kubelet, state) = (root.join("kubelet"), root.join("csi"));
@@ -216,14 +237,20 @@ impl Node {
             "mount --bind '{k}' '{k}' && mount --make-rshared '{k}' && mount -t tmpfs -o mode=700 run '{RUNTIME}'"
         );
         let namespace = Namespace::new(None, "private", &script)?;
-        let own = ["--mode", "node", "--node-name", &name, "--runtime", "process", "--unstage-timeout", "30"];
+        let handed = match runtime {
+            Runtime::Process => None,
+            Runtime::Mountd => Some(HandedOver::start(&name, stack.program(), &namespace, &root, &state)?),
+        };
+        let own = ["--mode", "node", "--node-name", &name, "--unstage-timeout", "30"];
         let mut arguments: Vec<String> = own.map(String::from).into();
+        let process = || ["--runtime", "process"].map(String::from).into();
+        arguments.extend(handed.as_ref().map_or_else(process, HandedOver::arguments));
         arguments.extend(["--state-dir".into(), state.display().to_string()]);
         arguments.extend(["--repair-interval".into(), REPAIR_SECONDS.into()]);
         arguments.extend(cluster_arguments(stack));
         let (program, inside, dir) = (stack.program(), Some(&namespace), stack.tmp());
         let plugin = Plugin::start(Wish { name: &name, program, inside, arguments, dir })?;
-        Ok(Node { name, namespace, plugin, kubelet, state })
+        Ok(Node { name, namespace, plugin, handed, kubelet, state })
     }
 }
 
@@ -231,6 +258,9 @@ impl Drop for Node {
     /// Whatever state the test ended in: nothing of this node's mounts runs on.
     fn drop(&mut self) {
         self.plugin.kill();
+        for daemon in self.handed.iter().flat_map(|h| [&h.mountd, &h.keeper]) {
+            daemon.kill();
+        }
         super::census::end_mounts(&self.namespace, &self.state);
     }
 }
@@ -357,13 +387,35 @@ impl Driver for Rig {
     }
 
     fn whole(&self, staged: &Staged) -> Option<Holders> {
-        whole(&self.nodes[staged.node].namespace, &staged.staging)
+        let node = &self.nodes[staged.node];
+        match &node.handed {
+            None => whole(&node.namespace, &staged.staging),
+            Some(handed) => handed.whole(&node.namespace, node.plugin.pid()?, staged),
+        }
     }
 
-    fn kill_plugin(&self, node: Option<usize>) -> Result<bool> {
+    fn hands_over(&self) -> bool {
+        self.nodes.iter().any(|n| n.handed.is_some())
+    }
+
+    fn kill_plugin(&self, node: Option<usize>) -> Result<BTreeSet<u32>> {
         let plugin = node.map_or(&self.controller, |n| &self.nodes[n].plugin);
-        let killed = plugin.kill().is_some();
+        let killed = plugin.kill();
         plugin.revive()?;
+        Ok(killed.into_iter().collect())
+    }
+
+    fn kill_node_keeper(&self, node: usize) -> Result<BTreeSet<u32>> {
+        let handed = self.nodes[node].handed.as_ref().context("the node has no keeper")?;
+        let killed = handed.keeper.kill();
+        handed.revive()?;
+        Ok(killed.into_iter().collect())
+    }
+
+    fn kill_mountd(&self, node: usize, hosts: bool) -> Result<BTreeSet<u32>> {
+        let handed = self.nodes[node].handed.as_ref().context("the node has no mountd")?;
+        let killed = handed.kill_mountd(hosts)?;
+        handed.revive()?;
         Ok(killed)
     }
 

@@ -109,7 +109,7 @@ fn one_row(rig: &Rig, i: usize, row: &Row) -> Result<()> {
 
 /// Processes of the mounts of node 0.
 fn holders(rig: &Rig, staged: &Staged) -> Result<BTreeSet<u32>> {
-    Ok(rig.whole(staged).context("the mount is not whole")?.pids().into())
+    Ok(rig.whole(staged).context("the mount is not whole")?.pids().into_iter().collect())
 }
 
 fn signal(pids: &BTreeSet<u32>, signal: Signal) -> Result<()> {

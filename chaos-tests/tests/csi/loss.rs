@@ -1,13 +1,14 @@
 //! Every holder of a node's mounts is gone: everything is mounted and bound again, unattended.
 
-use super::{on, seconds, seed};
-use anyhow::{Context, Result, anyhow, ensure};
+use super::{on_runtime, seconds, seed};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusefs_chaos_tests::{
     csi::{
         census,
+        daemon::Daemon,
         driver::{Driver, Published, Staged, Volume},
         pod::{Pod, View},
-        process::Rig,
+        process::{Rig, Runtime},
     },
     replay::{Rng, now_ns},
     stack::eventually,
@@ -18,21 +19,51 @@ use std::time::Duration;
 /// Target of the recovery.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What is lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Loss {
-    /// All processes of all mounts; the plugin lives.
-    Mounts,
-    /// These and the plugin.
-    MountsAndPlugin,
-    /// These, the plugin and its records: only the masters know who may mount what.
-    MountsPluginAndRecords,
-    /// The plugin and its records, while the mounts live.
-    PluginAndRecords,
+/// Until the kernel has noticed that everybody who had a mount is dead.
+const DEAD: Duration = Duration::from_secs(10);
+
+/// What is lost at once.
+#[derive(Clone, Copy, Debug)]
+struct Loss {
+    what: &'static str,
+    /// All processes of all mounts; with mountd, where there is one.
+    mounts: bool,
+    /// The node's keeper, where there is one.
+    keeper: bool,
+    /// The plugin.
+    plugin: bool,
+    /// The plugin's records: only the masters know who may mount what.
+    records: bool,
 }
 
-const LOSSES: [Loss; 5] =
-    [Loss::MountsAndPlugin, Loss::Mounts, Loss::MountsPluginAndRecords, Loss::PluginAndRecords, Loss::MountsAndPlugin];
+const fn loss(what: &'static str, [mounts, keeper, plugin, records]: [bool; 4]) -> Loss {
+    Loss { what, mounts, keeper, plugin, records }
+}
+
+const LOSSES: &[Loss] = &[
+    loss("mounts and plugin", [true, false, true, false]),
+    loss("mounts", [true, false, false, false]),
+    loss("mounts, plugin and records", [true, false, true, true]),
+    loss("plugin and records", [false, false, true, true]),
+    loss("mounts and plugin again", [true, false, true, false]),
+];
+
+/// Where mounts are handed over, somebody else may have them still.
+const LOSSES_HANDED_OVER: &[Loss] = &[
+    loss("mountd, hosts, keeper and plugin", [true, true, true, false]),
+    loss("mountd, hosts and keeper", [true, true, false, false]),
+    loss("mountd, hosts, keeper, plugin and records", [true, true, true, true]),
+    loss("keeper, plugin and records", [false, true, true, true]),
+    loss("mountd, hosts, plugin and records", [true, false, true, true]),
+    loss("mountd, hosts, keeper, plugin and records again", [true, true, true, true]),
+];
+
+impl Loss {
+    /// Nobody holds a mount any more.
+    fn is_total(self, rig: &Rig) -> bool {
+        self.mounts && (!rig.hands_over() || self.keeper && self.plugin)
+    }
+}
 
 /// A published volume and a pod that survives the loss.
 struct Held {
@@ -81,22 +112,48 @@ impl<'a> Place<'a> {
     fn lose(&self, loss: Loss) -> Result<usize> {
         let node = &self.rig.nodes[0];
         let mut killed = 0;
-        if loss != Loss::Mounts {
-            killed += usize::from(node.plugin.kill().is_some());
-        }
-        if loss != Loss::PluginAndRecords {
-            let mounts = census::kill_mounts(&node.namespace, &node.state.join("mounts"));
-            ensure!(mounts >= 3 * self.staged.len(), "only {mounts} processes of mounts were there");
+        if loss.mounts {
+            // First, so that it starts nobody again.
+            let hosts = node.handed.as_ref().map_or_else(|| Ok(Default::default()), |h| h.kill_mountd(true))?;
+            let mounts = hosts.len() + census::kill_mounts(&node.namespace, &node.state.join("mounts"));
+            let each = if node.handed.is_some() { 2 } else { 3 };
+            ensure!(mounts >= each * self.staged.len(), "only {mounts} processes of mounts were there");
             killed += mounts;
         }
-        if matches!(loss, Loss::MountsPluginAndRecords | Loss::PluginAndRecords) {
+        if let Some(handed) = node.handed.as_ref().filter(|_| loss.keeper) {
+            handed.keeper.kill().context("the keeper did not run")?;
+            killed += 1;
+        }
+        if loss.plugin {
+            node.plugin.kill().context("the plugin did not run")?;
+            killed += 1;
+        }
+        if loss.records {
             std::fs::remove_dir_all(node.state.join("records"))?;
+        }
+        // A plugin that lives repairs already.
+        if loss.is_total(self.rig) && loss.plugin {
+            let held = || self.staged.iter().find(|s| !self.is_dead(s));
+            eventually(DEAD, || held().map_or(Ok(true), |s| bail!("somebody still has {}", s.volume.id)))?;
         }
         Ok(killed)
     }
 
-    /// Everything is as promised: once, healthy, and the pods that look through the node's mounts work again.
-    fn is_back(&self, round: usize) -> Result<bool> {
+    /// Everybody who was killed is started again, as an orchestrator does.
+    fn revive(&self) -> Result<()> {
+        self.rig.daemons().into_iter().try_for_each(Daemon::revive)
+    }
+
+    /// Whether the kernel has given the connection up: nobody has it open.
+    fn is_dead(&self, staged: &Staged) -> bool {
+        let node = &self.rig.nodes[0];
+        let look = ["timeout", "-s", "KILL", "5", "stat", "-f", &staged.staging.display().to_string()];
+        node.namespace.run(&look).is_ok_and(|(_, said)| said.contains("not connected"))
+    }
+
+    /// Everything is as promised: once, healthy, and the pods that look through the node's mounts work again; all pods when
+    /// somebody had `kept` the mounts.
+    fn is_back(&self, round: usize, kept: bool) -> Result<bool> {
         let node = &self.rig.nodes[0];
         ensure!(census::nothing_stacked(&node.namespace)? == self.mounts(), "mounts: {:#?}", node.namespace.mounts()?);
         for held in &self.held {
@@ -107,7 +164,7 @@ impl<'a> Place<'a> {
             ensure!(same, "{}: {lines:?} of {staging:?}", p.target.display());
             ensure!(lines[0].options.split(',').any(|o| o == "ro") == p.readonly, "{}: {lines:?}", p.target.display());
             ensure!(self.rig.healthy(0, &p.staged.volume.id, &p.target)?, "{} is abnormal", p.target.display());
-            if held.view == View::Parent {
+            if held.view == View::Parent || kept {
                 self.works(held, round).with_context(|| format!("pod {} ({:?})", p.pod, held.view))?;
             }
         }
@@ -129,6 +186,31 @@ impl<'a> Place<'a> {
         let text = held.pod.reads("synced").map_err(|e| anyhow!("reading what was synced before: {e}"))?;
         ensure!(text == held.published.staged.volume.id, "synced before the loss, now {text:?}");
         Ok(())
+    }
+
+    /// Waits until every mount has all its holders.
+    fn is_whole(&self) -> Result<()> {
+        let missing = || self.staged.iter().find(|s| self.rig.whole(s).is_none());
+        eventually(LIMIT, || missing().map_or(Ok(true), |s| bail!("{} is not whole", s.volume.id)))
+    }
+
+    /// One loss and what follows.
+    fn survives(&mut self, loss: Loss, round: usize) -> Result<()> {
+        let kept = !loss.is_total(self.rig);
+        let killed = self.lose(loss)?;
+        let start = now_ns();
+        self.revive()?;
+        if kept {
+            // Not one error, whoever is still being started.
+            self.held.iter().try_for_each(|h| self.works(h, round).context("a pod noticed something"))?;
+        }
+        eventually(LIMIT, || self.is_back(round, kept))?;
+        let lost = if kept { "somebody had the mounts" } else { "nobody had the mounts" };
+        println!("{}: {killed} processes killed, {lost}, everything back after {:.1} s", loss.what, seconds(start));
+        if !kept {
+            self.restart_others()?;
+        }
+        kubelet_comes_again(self).context("kubelet's calls")
     }
 
     /// A pod that bound the target itself has the dead mount until it is started again.
@@ -156,9 +238,18 @@ impl<'a> Place<'a> {
 /// All processes of a node's mounts, also with the plugin, also with its records: back in less than 60 s, nothing stacked,
 /// pods that see the directory of their target with HostToContainer write again without a restart.
 pub fn total_loss_converges() -> Result<()> {
-    let seed = seed(502);
+    converges(Runtime::Process, seed(502), LOSSES)
+}
+
+/// The same where mounts are handed over. Who loses all but one of plugin, keeper and hosts loses nothing: no pod is
+/// started again, and the first access works.
+pub fn handed_over_total_loss_converges() -> Result<()> {
+    converges(Runtime::Mountd, seed(504), LOSSES_HANDED_OVER)
+}
+
+fn converges(runtime: Runtime, seed: u64, losses: &[Loss]) -> Result<()> {
     println!("seed {seed}");
-    on(1, |rig| {
+    on_runtime(runtime, 1, |rig| {
         let warm = rig.create("warm", Mode::MultiNodeMultiWriter)?;
         let staged = rig.stage(&warm, 0)?;
         rig.unstage(&staged)?;
@@ -168,17 +259,12 @@ pub fn total_loss_converges() -> Result<()> {
         for held in place.held.iter().filter(|h| !h.published.readonly) {
             held.pod.writes("synced", &held.published.staged.volume.id).map_err(|e| anyhow!("writing: {e}"))?;
         }
-        place.is_back(0).context("before any loss")?;
+        place.is_back(0, true).context("before any loss")?;
         let mut rng = Rng::new(seed, 1);
-        for (round, loss) in LOSSES.into_iter().enumerate() {
+        for (round, loss) in losses.iter().enumerate() {
+            place.is_whole()?;
             fusefs_chaos_tests::replay::nemesis::pause(Duration::from_millis(rng.below(500)));
-            let killed = place.lose(loss)?;
-            let start = now_ns();
-            rig.nodes[0].plugin.revive()?;
-            eventually(LIMIT, || place.is_back(round + 1)).with_context(|| format!("after the loss of {loss:?}"))?;
-            println!("{loss:?}: {killed} processes killed, everything back after {:.1} s", seconds(start));
-            place.restart_others()?;
-            kubelet_comes_again(&place).with_context(|| format!("kubelet's calls after the loss of {loss:?}"))?;
+            place.survives(*loss, round + 1).with_context(|| format!("after the loss of {}", loss.what))?;
         }
         place.end()?;
         println!("left: {}", census::nothing_left(rig, &fds)?);

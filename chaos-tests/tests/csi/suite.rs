@@ -1,13 +1,14 @@
 //! The runner: like the standard one, but this executable is also the pods' process.
 
 mod fence;
+mod handed;
 mod kills;
 mod loss;
 mod steps;
 
 use anyhow::Result;
 use fusefs_chaos_tests::{
-    csi::process::Rig,
+    csi::process::{Rig, Runtime},
     replay::{cli, now_ns},
 };
 use std::process::ExitCode;
@@ -21,7 +22,11 @@ macro_rules! tests {
 
 const TESTS: &[Test] = tests! {
     kills::pods_notice_nothing_while_everything_is_killed,
+    kills::handed_over_pods_notice_nothing_while_everything_is_killed,
     loss::total_loss_converges,
+    loss::handed_over_total_loss_converges,
+    handed::handed_over_journals_are_replayed_or_parked,
+    handed::a_host_that_dies_before_it_serves_leaves_no_mount,
     steps::every_step_of_every_call_may_be_the_last,
     fence::access_modes_hold_between_nodes,
     fence::a_detached_node_that_comes_back_cannot_write,
@@ -32,14 +37,19 @@ fn seed(default: u64) -> u64 {
     std::env::var("FUSEFS_CSI_SEED").ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
-/// Runs a scenario on a rig; after a failure the logs are kept.
+/// Runs a scenario on a rig whose nodes mount by themselves.
 fn on(nodes: usize, scenario: impl FnOnce(&Rig) -> Result<()>) -> Result<()> {
-    let rig = Rig::start(nodes)?;
+    on_runtime(Runtime::Process, nodes, scenario)
+}
+
+/// Runs a scenario on a rig; after a failure the logs are kept.
+fn on_runtime(runtime: Runtime, nodes: usize, scenario: impl FnOnce(&Rig) -> Result<()>) -> Result<()> {
+    let rig = Rig::start(nodes, runtime)?;
     let result = scenario(&rig);
     if result.is_err() {
         rig.keep_logs();
-        for plugin in rig.nodes.iter().map(|n| &n.plugin).chain([&rig.controller]) {
-            println!("the log of {} ends with:\n{}", plugin.name, plugin.log_tail());
+        for daemon in rig.daemons() {
+            println!("the log of {} ends with:\n{}", daemon.name, daemon.log_tail());
         }
     }
     result

@@ -133,5 +133,6 @@ fn names(root: &Path) -> io::Result<Vec<OsString>> {
 }
 
 fn start(runtime: &Path, program: &Path, common: &[OsString]) -> io::Result<Child> {
-    Command::new(program).arg("fuse-pod").arg("--runtime").arg(runtime).args(common).stdin(Stdio::null()).spawn()
+    // The host ends when its input does: nobody would start it again, and its successor could not have its directory.
+    Command::new(program).arg("fuse-pod").arg("--runtime").arg(runtime).args(common).stdin(Stdio::piped()).spawn()
 }

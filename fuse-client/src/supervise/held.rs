@@ -77,7 +77,12 @@ impl Held {
     /// A mount that lives, from another holder's items. None = that holder has no living kernel connection.
     pub fn adopt(store: Store, state: &Path) -> Result<Option<Held>, SuperviseError> {
         let alive = store.fd(names::FUSE).is_some_and(|fd| !sys::connection_gone(fd));
-        if !alive || store.get(names::SPEC).is_none() || store.get(names::HANDLES).is_none() {
+        if alive { Held::adopt_ended(store, state) } else { Ok(None) }
+    }
+
+    /// The same for one that may have been unmounted: its last flush is still to be waited for.
+    pub fn adopt_ended(store: Store, state: &Path) -> Result<Option<Held>, SuperviseError> {
+        if [names::FUSE, names::SPEC, names::HANDLES].iter().any(|name| store.get(name).is_none()) {
             return Ok(None);
         }
         Ok(Some(Held { store, state: state.to_owned(), _claim: claim(state)? }))
@@ -183,10 +188,24 @@ impl Held {
 
     /// Removes an empty journal after the mount's end. `Held` is dropped with it: nothing keeps the mount.
     pub fn forget(self) {
-        journal::remove(&self.state);
-        let _ = std::fs::remove_file(self.state.join(dirs::LOCK));
-        let _ = std::fs::remove_dir(&self.state); // something else may be in it
+        remove(&self.state);
     }
+
+    /// The same after the end of a mount that nobody holds any more; false when something is pending in its journal.
+    pub fn forget_unheld(state: &Path) -> bool {
+        let empty = journal::is_empty(state);
+        if empty {
+            setup::unprotect(&Dirs { state: state.to_owned(), runtime: PathBuf::new() });
+            remove(state);
+        }
+        empty
+    }
+}
+
+fn remove(state: &Path) {
+    journal::remove(state);
+    let _ = std::fs::remove_file(state.join(dirs::LOCK));
+    let _ = std::fs::remove_dir(state); // something else may be in it
 }
 
 fn shared(key: &str, name: &str) -> String {

@@ -32,7 +32,8 @@ pub(super) struct Hosted {
     pub park: bool,
 }
 
-/// Serves whatever is handed over at `runtime`/supervisor.sock until SIGTERM. Must run before any other thread of the
+/// Serves whatever is handed over at `runtime`/supervisor.sock until SIGTERM, or the end of its standard input if that is a
+/// pipe. Must run before any other thread of the
 /// process exists. A mount goes on without this process: whoever holds its items hands them to the next one.
 pub fn host(runtime: &Path, common_args: Vec<OsString>) -> Result<(), SuperviseError> {
     let signals = setup::signals()?;
@@ -45,7 +46,7 @@ pub fn host(runtime: &Path, common_args: Vec<OsString>) -> Result<(), SuperviseE
         protect: false,
         slots: false,
         watchdog: true,
-        exit_with_parent: false,
+        exit_with_parent: true, // where there is one: the input of a pod's process is no pipe
         mount_id: 0,
         spec: Vec::new(),
         common_args,
@@ -53,7 +54,8 @@ pub fn host(runtime: &Path, common_args: Vec<OsString>) -> Result<(), SuperviseE
         announce: Box::new(|| tracing::info!("the mount is served")),
     };
     let (exe, listener) = (sys::executable(Path::new("/proc/self/exe"))?, setup::listen(&dirs)?);
-    let found = Found { claim, signals, point: "/".into(), exe, keeper: None, stdin: None, args: Vec::new(), listener };
+    let stdin = setup::parent_pipe(&plan)?;
+    let found = Found { claim, signals, point: "/".into(), exe, keeper: None, stdin, args: Vec::new(), listener };
     let mut supervisor = Supervisor::new(plan, dirs, Store::default(), found);
     supervisor.hosted = Some(Hosted::default());
     supervisor.without_keeper();
@@ -86,6 +88,11 @@ impl Supervisor {
         }
         if self.store.fd(names::FUSE).is_none() || self.store.get(names::SPEC).is_none() {
             return Message::Error("the mount was not handed over whole".into());
+        }
+        // A client that a killed host had started may have said so since the last mount's end. It would keep the journal from
+        // ours, and its record, which goes now, would not come again.
+        if let Some(old) = self.client.take() {
+            old.process.end();
         }
         FOREIGN.iter().for_each(|name| self.store.remove(name));
         match sys::executable(Path::new("/proc/self/exe")) {

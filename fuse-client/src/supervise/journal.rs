@@ -3,7 +3,7 @@
 
 use super::{SuperviseError, record::names};
 use crate::keeper::{Item, Store};
-use fusefs_data_path::journal::{FILE_BYTES_MIN, FILES, create_files};
+use fusefs_data_path::journal::{FILE_BYTES_MIN, FILES, JournalError, create_files, inspect};
 use std::{
     fs::{File, OpenOptions},
     io,
@@ -49,6 +49,16 @@ fn never_used(first: &File) -> io::Result<bool> {
     let mut head = vec![0; HEAD_BYTES];
     let n = first.read_at(&mut head, 0)?;
     Ok(head[..n].iter().all(|b| *b == 0))
+}
+
+/// Whether nothing is pending in a journal, or there is none.
+pub(super) fn is_empty(state: &Path) -> bool {
+    let files: Vec<File> = (0..FILES).map_while(|n| File::open(path(state, n)).ok()).collect();
+    match inspect(&files) {
+        Ok(summary) => summary.is_clean(),
+        Err(JournalError::NoHeader) => true,
+        Err(_) => files.is_empty(),
+    }
 }
 
 /// Removes the files of a mount that ended with nothing left.

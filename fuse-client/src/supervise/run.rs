@@ -262,10 +262,14 @@ impl Supervisor {
 
     fn signalled(&mut self) {
         while let Ok(Some(_)) = self.signals.read_signal() {
-            match &mut self.hosted {
-                Some(hosted) => hosted.leaving = true,
-                None => self.unmount(),
-            }
+            self.told_to_end();
+        }
+    }
+
+    fn told_to_end(&mut self) {
+        match &mut self.hosted {
+            Some(hosted) => hosted.leaving = true,
+            None => self.unmount(),
         }
     }
 
@@ -277,7 +281,7 @@ impl Supervisor {
         });
         if ended {
             self.stdin = None;
-            self.unmount();
+            self.told_to_end();
         }
     }
 
@@ -568,7 +572,9 @@ impl Supervisor {
             journal::remove(&self.dirs.state);
         }
         tracing::debug!(fd = self.listener.as_raw_fd(), "the supervisor ends");
-        let _ = std::fs::remove_dir_all(&self.dirs.runtime); // the next mount would do it
+        if self.hosted.is_none() {
+            let _ = std::fs::remove_dir_all(&self.dirs.runtime); // the next mount would do it
+        }
         outcome
     }
 }

@@ -185,7 +185,7 @@ pub(super) fn claim_again(dirs: &Dirs) -> Result<Claim, SuperviseError> {
 
 /// A copy of our standard input, for ourselves and for those who follow us. Only a pipe or a socket can tell that the
 /// parent is gone: whoever was started by a lone client has neither, and must not take that for the end.
-fn parent_pipe(plan: &Plan) -> io::Result<Option<OwnedFd>> {
+pub(super) fn parent_pipe(plan: &Plan) -> io::Result<Option<OwnedFd>> {
     if !plan.exit_with_parent {
         return Ok(None);
     }

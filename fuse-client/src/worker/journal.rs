@@ -112,7 +112,9 @@ impl Files {
         settings: &ClientSettings,
         components: Components,
     ) -> Result<Found, WorkerError> {
-        if header.session.0 == 0 {
+        // The sessions of an earlier attachment have ended with it, and a mount token would not be good for them.
+        let detached = settings.attach != 0 && header.attach != settings.attach;
+        if header.session.0 == 0 || detached {
             return Err(WorkerError::Park(header.session));
         }
         let written = replay(self.open().map_err(ClientError::Journal)?, header.session, settings, components).await;

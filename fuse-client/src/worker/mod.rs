@@ -154,6 +154,12 @@ impl Worker {
         self.items.bytes(names::CREDENTIAL).map(Bytes::copy_from_slice)
     }
 
+    /// Whether somebody else mounts and starts supervisors: a keeper and a supervisor of this process' own would take the
+    /// mount's directory from them.
+    fn hosted(&self) -> bool {
+        self.items.get(names::CREDENTIAL).is_some()
+    }
+
     /// Serves until the unmount, flushes, closes the session. Must be called inside a multi-threaded tokio runtime.
     pub async fn serve(self, settings: &ClientSettings, components: Components) -> Result<EndRecord, WorkerError> {
         let clock = components.clock.clone();
@@ -199,7 +205,9 @@ impl Worker {
         self.links.set_alive(turn_of(runtime));
         stats::report(serving.shared_stats(), vfs.clone());
         self.tell(Phase::Serving)?;
-        self.links.set_copies(self.copies()?);
+        if !self.hosted() {
+            self.links.set_copies(self.copies()?);
+        }
         self.steps.reached(Step::Serving);
         // While the connection lives the session stays open for the next process, which serves what this one read.
         let ended = tokio::task::spawn_blocking(move || serving.wait()).await;

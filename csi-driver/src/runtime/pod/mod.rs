@@ -150,7 +150,9 @@ impl PodRuntime {
         alive.then_some(tended)
     }
 
-    fn tend(&self, spec: &MountSpec, held: Held, journal_bytes: u64) -> Outcome<Arc<Tended>> {
+    /// From now on the keeper has the mount, too, and a thread looks after it.
+    fn tend(&self, spec: &MountSpec, held: Held, ending: bool) -> Outcome<Arc<Tended>> {
+        let journal_bytes = self.maker.order(spec)?.journal_bytes;
         let (state, _) = watch::channel(State::Waiting("its fuse pod is looked for".into()));
         let tended = Arc::new(Tended {
             key: spec.key.clone(),
@@ -162,12 +164,18 @@ impl PodRuntime {
             runtime: tokio::runtime::Handle::current(),
             held: Mutex::new(Some(held)),
             state,
-            ending: false.into(),
+            ending: ending.into(),
             minted: Mutex::new(Instant::now()),
             renewed: false.into(),
             bell: fusefs_fuse_client::keeper::sys::pair().map_err(|e| io_fault("making a pipe", &e))?,
         });
         self.tended.lock().insert(spec.key.clone(), tended.clone());
+        // After that line: a keeper that is away now gets everything that is tended when it is back.
+        if let Some(held) = &*tended.held.lock()
+            && let Err(error) = self.keeper.share(&spec.key, held)
+        {
+            tracing::warn!(%error, "the node keeper does not answer; it gets the mount when it is back");
+        }
         let worker = tended.clone();
         let started = std::thread::Builder::new().name("tend".into()).spawn(move || worker.run());
         started.map_err(|e| io_fault("starting a thread", &e))?;
@@ -234,6 +242,28 @@ impl PodRuntime {
         self.tended.lock().remove(&tended.key);
     }
 
+    /// A mount that was unmounted by an earlier call, perhaps of an earlier plugin, which did not see its end: the last
+    /// flush may be under way, or still to be made.
+    async fn ended(&self, spec: &MountSpec) -> Outcome<Option<Arc<Tended>>> {
+        let known = self.tended.lock().get(&spec.key).cloned();
+        if let Some(tended) = known.filter(|t| t.held.lock().is_some()) {
+            return Ok(Some(tended));
+        }
+        // The host first: the keeper may still have an earlier mount.
+        let (keeper, key, base, state) =
+            (self.keeper.clone(), spec.key.clone(), self.settings.base.clone(), self.state_of(spec));
+        let path = self.finder.find(&spec.volume).await.ok().flatten();
+        let found = tokio::task::spawn_blocking(move || {
+            let has = |store: &Store| store.fd(supervise::names::FUSE).is_some();
+            let host = path.and_then(|path| dial::dial(&base, &path).and_then(|host| host.all()).ok());
+            let store = host.filter(has).or_else(|| keeper.items(&key).ok().filter(has));
+            store.map_or(Ok(None), |store| Held::adopt_ended(store, &state))
+        });
+        let held = found.await.map_err(|e| Fault::unavailable(e.to_string()))?;
+        let held = held.map_err(|e| Fault::unavailable(format!("the end of {}: {e}", spec.name)))?;
+        held.map(|held| self.tend(spec, held, true)).transpose()
+    }
+
     /// Items of a living mount from whoever has them: the node keeper, or the pod.
     async fn found(&self, spec: &MountSpec) -> Option<Store> {
         let (keeper, key) = (self.keeper.clone(), spec.key.clone());
@@ -270,7 +300,6 @@ impl Runtime for PodRuntime {
         let order = self.maker.order(spec)?;
         let credential = self.maker.credential(spec).await?;
         let (mount_id, state) = (self.maker.mount_id(), self.state_of(spec));
-        let journal_bytes = order.journal_bytes;
         let made = tokio::task::spawn_blocking(move || {
             Held::make(&HeldPlan {
                 mount: &order.settings,
@@ -284,15 +313,17 @@ impl Runtime for PodRuntime {
         });
         let held = made.await.map_err(|e| Fault::unavailable(e.to_string()))?;
         let held = held.map_err(|e| Fault::unavailable(format!("mounting volume {}: {e}", spec.name)))?;
-        if let Err(error) = self.keeper.share(&spec.key, &held) {
-            tracing::warn!(%error, "the node keeper does not answer; it gets the mount when it is back");
-        }
-        let tended = self.tend(spec, held, journal_bytes)?;
+        let tended = self.tend(spec, held, false)?;
         self.served(spec, &tended).await
     }
 
     async fn adopt(&self, spec: &MountSpec) -> Outcome<()> {
-        if self.living(spec).is_some() || !is_mounted(&spec.staging)? {
+        if let Some(tended) = self.living(spec) {
+            let failed = matches!(*tended.state.borrow(), State::Ended(supervise::Outcome::Failed(_)));
+            // Whoever had it made did not wait for the end.
+            return if failed { self.drop_failed(spec, &tended).await } else { Ok(()) };
+        }
+        if !is_mounted(&spec.staging)? {
             return Ok(());
         }
         let Some(store) = self.found(spec).await else { return Ok(()) };
@@ -301,8 +332,7 @@ impl Runtime for PodRuntime {
             return Ok(());
         };
         tracing::info!(volume = spec.volume, "took over a living mount");
-        let journal_bytes = self.maker.order(spec)?.journal_bytes;
-        self.tend(spec, held, journal_bytes).map(drop)
+        self.tend(spec, held, false).map(drop)
     }
 
     async fn refresh(&self, spec: &MountSpec) {
@@ -327,9 +357,15 @@ impl Runtime for PodRuntime {
 
     async fn unstage(&self, spec: &MountSpec, patience: Duration) -> Outcome<Unstaged> {
         self.adopt(spec).await?;
-        let Some(tended) = self.living(spec) else {
+        let tended = match self.living(spec) {
+            Some(tended) => Some(tended),
+            None => self.ended(spec).await?,
+        };
+        let Some(tended) = tended else {
             self.detach(&spec.staging).await?;
-            return Ok(Unstaged::Parked("nobody served the mount".into()));
+            self.finder.release(&spec.volume).await;
+            let empty = Held::forget_unheld(&self.state_of(spec));
+            return Ok(if empty { Unstaged::Flushed } else { Unstaged::Parked("nobody served the mount".into()) });
         };
         let deadline = tokio::time::Instant::now() + patience;
         tended.expect_end();

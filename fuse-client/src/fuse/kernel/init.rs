@@ -4,10 +4,12 @@ use super::abi::{self, IO_BYTES, IO_PAGES, Out, UNIQUE_RESEND, init, notify};
 use super::buffers::Pinned;
 use super::decode::{Header, InitIn, Layout, Message, Op};
 use super::slots::{SlotFile, Slots};
+use crate::keeper::sys;
 use bytes::{BufMut, Bytes, BytesMut};
+use nix::poll::PollFlags;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 /// Background requests (read-ahead, asynchronous direct I/O) in flight.
@@ -143,7 +145,7 @@ fn negotiate(asked: &InitIn, options: InitOptions) -> Answer {
     Answer::Record(InitRecord::new(layout, out.body()))
 }
 
-/// Reads INIT from a fresh fd and answers it. `keep` stores the record BEFORE the reply is written, so that whoever comes
+/// Reads INIT from a fresh fd and answers it; an error when somebody did before. `keep` stores the record BEFORE the reply is written, so that whoever comes
 /// after a crash either finds INIT unanswered or knows the answer.
 pub fn handshake(fd: BorrowedFd<'_>, keep: impl FnOnce(&InitRecord) -> io::Result<()>) -> io::Result<InitRecord> {
     handshake_with(fd, InitOptions::default(), keep)
@@ -159,6 +161,17 @@ pub fn handshake_with(
     // An INIT that a process read which died at once comes again; kernels without RESEND refuse this, and lose it.
     let _ = (&device).write(&resend());
     private(&device, options, keep)
+}
+
+/// An earlier process answered INIT, and the record of its answer died with it and its holders.
+fn lost() -> io::Error {
+    io::Error::other("INIT was answered by a process that is gone, and nobody knows how")
+}
+
+/// INIT is there for whoever reads until somebody answers: the kernel queues it with the mount, and again when it is asked
+/// to. Where nothing is there it would be waited for in vain.
+fn expected(device: &File) -> io::Result<()> {
+    sys::readiness(device.as_fd(), PollFlags::POLLIN, 0).map(drop).ok_or_else(lost)
 }
 
 /// As [`handshake_with`]; where the kernel cannot send INIT again (or with `always`), it is read into a slot, so that the
@@ -182,6 +195,7 @@ pub fn handshake_in_slots(
             return Ok(record);
         }
     }
+    expected(&device)?;
     loop {
         // The others are free: nothing but INIT was ever read.
         let mut held = slots.take(Duration::ZERO)?.ok_or_else(|| io::Error::other("no free slot for INIT"))?;
@@ -206,6 +220,7 @@ fn private(
     keep: impl FnOnce(&InitRecord) -> io::Result<()>,
 ) -> io::Result<InitRecord> {
     let (mut buffer, mut keep) = (Pinned::new(abi::REQUEST_BYTES)?, Some(keep));
+    expected(device)?;
     loop {
         let Some(n) = retried(device.read(buffer.ready()?))? else { continue };
         let message = buffer.bytes().get(..n).unwrap_or_default();
@@ -235,7 +250,7 @@ fn answer(
     let Ok(Message { op: Op::Init(asked), .. }) = Message::parse(message, Layout::default()) else {
         // Before INIT the kernel sends nothing else.
         let _ = device.write(Out::default().finish(-libc::EIO, header.raw_unique, 0));
-        return Ok(None);
+        return Err(lost());
     };
     match negotiate(&asked, options) {
         Answer::Record(record) => {
