@@ -19,6 +19,9 @@ const AFTER_DOTS: u64 = 2;
 /// Questions about remote children that one listing has under way.
 const REMOTE_ATTRS_AT_ONCE: usize = 32;
 
+/// How often a lookup asks for a name whose inode was removed meanwhile.
+const LOOKUPS_MAX: usize = 8;
+
 /// Which attributes a listing gives.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Attrs {
@@ -79,6 +82,8 @@ impl Vfs {
                 return Ok(Lookup::Absent(left(until.min(self.negative_until(now)), now)));
             }
             Some(Known::Is(ino, _, until)) => match self.attr(ino).await {
+                // Another file has the name by now, or none has.
+                Ok((attr, _)) if attr.nlink == 0 => self.names.drop_name(parent, &name),
                 Ok((attr, attr_until)) => {
                     let now = self.now();
                     return Ok(Lookup::Found(Entry {
@@ -95,27 +100,37 @@ impl Vfs {
         self.lookup_remote(parent, &name).await
     }
 
+    /// Asks for the name, then for the attributes where they live elsewhere. What was removed between the two questions may
+    /// have been replaced: then the name is asked for again.
     async fn lookup_remote(&self, parent: Ino, name: &Name) -> FsResult<Lookup> {
-        self.miss();
-        let sent = self.now();
-        let reply = self.meta.read(Read::Lookup { parent, name: name.clone() }).await?;
-        let ReadReply::Entry { entry, attr, parent: dir } = reply else { return Err(unexpected("lookup")) };
-        let until = if entry.is_some() { self.entry_until(sent) } else { self.negative_until(sent) };
-        self.names.learn(&dir, name, entry, until, self.attr_until(sent));
-        self.learn_attr(&dir, sent);
-        let Some((ino, _)) = entry else { return Ok(Lookup::Absent(left(until, self.now()))) };
-        if let Some(attr) = attr {
-            return Ok(Lookup::Found(self.entry(&attr, sent)));
-        }
-        match self.attr(ino).await {
-            Ok((attr, attr_until)) => {
-                let now = self.now();
-                Ok(Lookup::Found(Entry { attr, attr_ttl: left(attr_until, now), entry_ttl: left(until, now) }))
+        for _ in 0..LOOKUPS_MAX {
+            self.miss();
+            let sent = self.now();
+            let reply = self.meta.read(Read::Lookup { parent, name: name.clone() }).await?;
+            let ReadReply::Entry { entry, attr, parent: dir } = reply else { return Err(unexpected("lookup")) };
+            let until = if entry.is_some() { self.entry_until(sent) } else { self.negative_until(sent) };
+            self.names.learn(&dir, name, entry, until, self.attr_until(sent));
+            self.learn_attr(&dir, sent);
+            let Some((ino, _)) = entry else { return Ok(Lookup::Absent(left(until, self.now()))) };
+            if let Some(attr) = attr {
+                return Ok(Lookup::Found(self.entry(&attr, sent)));
             }
-            // Removed between the two questions.
-            Err(FsError::NotFound) => Ok(Lookup::Absent(Duration::ZERO)),
-            Err(e) => Err(e),
+            match self.attr(ino).await {
+                Ok((attr, _)) if attr.nlink == 0 => self.expire(ino),
+                Ok((attr, attr_until)) => {
+                    let now = self.now();
+                    return Ok(Lookup::Found(Entry {
+                        attr,
+                        attr_ttl: left(attr_until, now),
+                        entry_ttl: left(until, now),
+                    }));
+                }
+                Err(FsError::NotFound) => {}
+                Err(e) => return Err(e),
+            }
+            self.names.drop_name(parent, name);
         }
+        Ok(Lookup::Absent(Duration::ZERO))
     }
 
     /// The kernel dropped the inode and its pages. 0 RPCs.

@@ -196,6 +196,7 @@ impl Worker {
         (serving.readers, serving.io_timeout) = (settings.mount.readers, settings.mount.io_timeout);
         serving.close_timeout = settings.data.close_timeout;
         serving.locks = Some(vfs.clone());
+        serving.foreign_pids = self.hosted();
         let runtime = tokio::runtime::Handle::current();
         let ask_again = resumed && !planted("no-resend");
         let serving = serve(self.device()?, init, ask_again, vfs.clone(), runtime.clone(), serving)

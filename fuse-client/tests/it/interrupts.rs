@@ -67,6 +67,37 @@ fn a_killed_application_ends_while_the_cluster_is_away() {
     }
 }
 
+/// The client of a mount that another process made, perhaps in another pid namespace, does not take "no such process" for
+/// the end of an application: only time decides.
+#[test]
+fn numbers_of_foreign_processes_mean_nothing() {
+    if !usable() {
+        return;
+    }
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let mut kept = Kept::mount(dir.path(), false).unwrap();
+    let hour = Duration::from_secs(3600);
+    let process = Process::start_with(&cluster, &kept, |s| {
+        (s.interrupt_patience, s.close_timeout, s.foreign_pids) = (hour, hour, true);
+    });
+    process.client.meta.hold(Hold { writes: true, ..Hold::default() });
+    let mut making = run("mkdir", &[], &dir.path().join("d"));
+    until("the change waits", || process.serving.waiting() == 1);
+    making.kill().unwrap();
+    // The interrupt is delivered before this question is: the kernel sends interrupts first. It needs no lock of the
+    // directory, which the change has.
+    nix::sys::statvfs::statvfs(dir.path()).unwrap();
+    assert_eq!((process.serving.waiting(), making.try_wait().unwrap()), (1, None));
+    process.client.meta.hold(Hold::default());
+    until("the application ends with its call", || {
+        cluster.clock.advance_ms(1001);
+        making.try_wait().unwrap().is_some()
+    });
+    assert_eq!(process.serving.stats().interrupted.load(Relaxed), 0);
+    assert!(dir.path().join("d").is_dir());
+    process.end(&mut kept);
+}
+
 extern "C" fn nothing(_: libc::c_int) {}
 
 /// A signal that a program handles does not make its calls fail while the cluster answers soon.

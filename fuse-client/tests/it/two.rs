@@ -25,6 +25,24 @@ async fn open_after_close_sees_the_new_bytes() {
     }
 }
 
+/// The kernel asks for a name once more when a file that it knew by number is gone; that answer must be the new file, also
+/// while somebody still has the old one open.
+#[tokio::test]
+async fn a_file_that_was_replaced_is_not_found_under_its_name_again() {
+    let cluster = Cluster::new();
+    let (a, b, c) = (cluster.client(), cluster.client(), cluster.client());
+    let old = a.put("f", b"old").await.unwrap();
+    assert_eq!(b.get("f").await.unwrap(), b"old");
+    let (ino, fh) = c.open("f", libc::O_RDONLY).await.unwrap();
+    let new = a.put("g", b"new").await.unwrap();
+    a.rename("g", "f", RenameMode::Replace).await.unwrap();
+    // No time passes: the name is still known here, and the kernel still has the number.
+    assert_eq!(b.vfs.open(&b.rq(), old, libc::O_RDONLY).await.err(), Some(FsError::Stale));
+    let found = b.look(Ino::ROOT, "f").await.unwrap().unwrap();
+    assert_eq!(found.attr.ino, new, "{old} is still open elsewhere, and has no name");
+    c.close(ino, fh).await.unwrap();
+}
+
 #[tokio::test]
 async fn the_kernel_keeps_its_pages_only_of_an_unchanged_file() {
     let cluster = Cluster::new();

@@ -165,15 +165,15 @@ impl Server {
     /// Returns when the application is not to wait any longer.
     async fn given_up(&self, rq: &Request, class: Class) {
         rq.interrupt.wait().await;
-        let since = Instant::now();
+        let (since, pid) = (Instant::now(), if self.foreign_pids { 0 } else { rq.pid });
         let patience = match class {
             Class::Lock => return std::future::pending().await,
             Class::Query => Some(self.interrupt_patience),
             // Nobody can tell whether a process of another pid namespace is being killed: then only time decides.
-            Class::Definite => (rq.pid == 0).then_some(self.close_timeout),
+            Class::Definite => (pid == 0).then_some(self.close_timeout),
         };
         loop {
-            if rq.pid != 0 && being_killed(rq.pid) {
+            if pid != 0 && being_killed(pid) {
                 return;
             }
             let waited = since.elapsed();

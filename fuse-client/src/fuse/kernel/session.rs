@@ -54,6 +54,9 @@ pub struct ServeSettings {
     pub close_timeout: Duration,
     /// An interrupted question waits this much longer for its answer before it ends with EINTR.
     pub interrupt_patience: Duration,
+    /// The kernel gives numbers of processes as whoever mounted sees them; that is somebody in another pid namespace, or
+    /// may be. Such a number says nothing here.
+    pub foreign_pids: bool,
 }
 
 impl ServeSettings {
@@ -66,6 +69,7 @@ impl ServeSettings {
             locks: None,
             close_timeout: Duration::from_secs(30),
             interrupt_patience: Duration::from_secs(1),
+            foreign_pids: false,
         }
     }
 }
@@ -82,6 +86,7 @@ pub(super) struct Server {
     pub io_timeout: Option<Duration>,
     pub close_timeout: Duration,
     pub interrupt_patience: Duration,
+    pub foreign_pids: bool,
     pub in_flight: Arc<InFlight>,
     pub poisoned: CancellationToken,
     pub is_poisoned: AtomicBool,
@@ -132,6 +137,7 @@ pub fn serve(
         io_timeout: settings.io_timeout,
         close_timeout: settings.close_timeout,
         interrupt_patience: settings.interrupt_patience,
+        foreign_pids: settings.foreign_pids,
         in_flight: Arc::default(),
         poisoned: CancellationToken::new(),
         is_poisoned: AtomicBool::new(false),
