@@ -100,19 +100,19 @@ impl Core {
         self.barrier().await?;
         let found = self.view(|s| {
             let x = s.session(session).filter(|x| x.ending.is_none())?;
-            let volume = s.volume(x.volume);
-            let map_generation = volume.map_or(0, |v| v.generation);
-            let space = volume.map(|v| v.record(self.memory.lock().usage(&v.partitions)).space());
-            Some((x.token, LeaseGrant { ms: self.settings.lease_ms, map_generation, space }))
+            Some((x.token, s.volume(x.volume).cloned()))
         });
-        let Some((highest, lease)) = found else {
+        let Some((highest, volume)) = found else {
             return halt(FsError::Stale, "the session was ended by the cluster; mount again");
         };
         if token < highest {
             return halt(FsError::Fenced, "a newer incarnation or attachment of this session exists");
         }
         self.memory.lock().renewed.insert(session, self.clock.boot_ns());
-        Ok(MasterReply::Lease(lease))
+        let map_generation = volume.as_ref().map_or(0, |v| v.generation);
+        // Not inside the view: others look at the state while they have the memory.
+        let space = volume.map(|v| v.record(self.memory.lock().usage(&v.partitions)).space());
+        Ok(MasterReply::Lease(LeaseGrant { ms: self.settings.lease_ms, map_generation, space }))
     }
 
     pub(super) async fn attach_session(&self, s: SessionId, p: PartitionId, token: Token) -> Step<MasterReply> {
